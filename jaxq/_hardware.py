@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,17 +13,29 @@ from jaxtyping import Float
 from ._errors import InputError
 
 
-def scalar(value: Any) -> Any:
-    """A host number becomes a float64 scalar array; a traced array passes."""
+def scalar(value: Any, field: str = "value") -> Any:
+    """A host number becomes a float64 scalar array; a traced array passes.
+
+    **Raises:** `InputError`, naming `field`, for what is not a number; a truth value is not one.
+    """
+    if isinstance(value, bool | np.bool_ | str | bytes | list | tuple | dict) or value is None:
+        raise InputError(f"{field}: expected a number, got {value!r}")
     if isinstance(value, int | float | np.generic | np.ndarray):
-        return np.asarray(value, dtype=np.float64)
+        try:
+            number = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{field}: expected a finite number, got something else") from None
+        if number.shape != ():
+            raise InputError(f"{field}: expected one number, got shape {number.shape}")
+        return number
     return value
 
 
 class IterationTime(eqx.Module):
     """The time of one iteration of a GPU, s ([Lin26] eq. 1-3).
 
-    An iteration with a prefill chunk of C tokens takes `alpha + beta * C`; one with decodes only takes `solo`.
+    An iteration with a prefill chunk of C tokens takes `alpha + beta * C`; one with decodes only takes
+    `solo`.
 
     **Arguments:**
 
@@ -35,9 +48,9 @@ class IterationTime(eqx.Module):
     chosen chunk size is positive, which `Instance` checks.
     """
 
-    alpha: Float[Any, ""] = eqx.field(converter=scalar)
-    beta: Float[Any, ""] = eqx.field(converter=scalar)
-    solo: Float[Any, ""] = eqx.field(converter=scalar)
+    alpha: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.alpha"))
+    beta: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.beta"))
+    solo: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.solo_iteration_time"))
 
     def __check_init__(self):
         for name, positive in (("alpha", False), ("beta", False), ("solo", True)):
@@ -45,8 +58,6 @@ class IterationTime(eqx.Module):
             if not isinstance(value, np.ndarray):
                 continue
             label = "solo_iteration_time" if name == "solo" else name
-            if value.shape != ():
-                raise InputError(f"hardware.{label}: expected one number, got shape {value.shape}")
             number = float(value)
             if not math.isfinite(number):
                 raise InputError(f"hardware.{label}: expected a finite number of seconds, got {number:g}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -19,8 +21,8 @@ MAX_BATCH_SIZE = 256
 class Instance(eqx.Module):
     """One instance of the model: a workload, the iteration time, the batch and the prices.
 
-    Every number is a float64 leaf on the host, so that the planning LP keeps its precision; engines take float32
-    copies. The number of GPUs is not part of an instance: rates are per GPU.
+    Every number is a float64 leaf on the host, so that the planning LP keeps its precision; engines take
+    float32 copies. The number of GPUs is not part of an instance: rates are per GPU.
 
     **Arguments:**
 
@@ -29,15 +31,15 @@ class Instance(eqx.Module):
     - `chunk_size`: prompt tokens that one iteration prefills, C.
     - `name`: for labels in tables and figures.
 
-    **Raises:** `InputError` for a batch or chunk size that is not a whole number in range, or a mixed iteration
-    time that is not positive.
+    **Raises:** `InputError` for a batch or chunk size that is not a whole number in range, a mixed iteration
+    time that is not positive, or numbers so extreme that a service rate or an offered load is 0 or infinite.
     """
 
     workload: Workload
     iteration_time: IterationTime
     pricing: Pricing
-    batch_size: Float[Any, ""] = eqx.field(converter=scalar)
-    chunk_size: Float[Any, ""] = eqx.field(converter=scalar)
+    batch_size: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.batch_size"))
+    chunk_size: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.chunk_size"))
     name: str = eqx.field(static=True, default="instance")
 
     def __check_init__(self):
@@ -49,11 +51,34 @@ class Instance(eqx.Module):
             if not np.isfinite(number) or number != round(number) or number < low or (high and number > high):
                 limits = f"from {low} to {high}" if high else f"of at least {low}"
                 raise InputError(f"hardware.{name}: expected a whole number {limits}, got {number:g}")
-        mixed = self.mixed_iteration_time
-        if isinstance(mixed, np.ndarray | np.floating) and not float(mixed) > 0:
-            raise InputError(
-                f"hardware: alpha + beta * chunk_size = {float(mixed):g} s; the time of an iteration must be positive"
-            )
+        self._check_rates()
+
+    def _check_rates(self):
+        """Positive, finite times and rates, so that nothing later divides by 0 or by infinity."""
+        with np.errstate(all="ignore"):
+            mixed, load = self.mixed_iteration_time, self.workload.arrival_rate / self.mu_prefill
+            rates = {"mu_prefill": self.mu_prefill, "mu_mixed": self.mu_mixed, "mu_solo": self.mu_solo}
+        if isinstance(mixed, np.ndarray | np.floating) and not 0 < float(mixed) < np.inf:
+            total = f"alpha + beta * chunk_size = {float(mixed):g} s"
+            raise InputError(f"hardware: {total}; expected a positive, finite time of a mixed iteration")
+        for name, rate in {**rates, "arrival_rate / mu_prefill": load}.items():
+            for i, number in enumerate(rate if isinstance(rate, np.ndarray) else ()):
+                if not 0 < number < np.inf:
+                    raise InputError(
+                        f"classes.{i}: expected less extreme numbers; {name} would be {number:g}"
+                    )
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that recognise the instance by its numbers and scheme, not names."""
+        workload, time, pricing = self.workload, self.iteration_time, self.pricing
+        classes = np.stack(
+            [workload.prompt_tokens, workload.output_tokens, workload.arrival_rate, workload.patience_rate]
+        )
+        times = [time.alpha, time.beta, time.solo]
+        others = [pricing.prefill, pricing.decode, self.batch_size, self.chunk_size]
+        # Adding 0 makes -0 and 0 one number.
+        numbers = np.concatenate([classes.ravel(), np.stack([*times, *others])]).astype("<f8") + 0.0
+        return hashlib.sha256(numbers.tobytes() + pricing.scheme.encode()).hexdigest()[:12]
 
     @property
     def n_classes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -29,8 +30,8 @@ class Pricing(eqx.Module):
     **Raises:** `InputError` for a negative or non-finite price, two prices of zero, or an unknown scheme.
     """
 
-    prefill: Float[Any, ""] = eqx.field(converter=scalar)
-    decode: Float[Any, ""] = eqx.field(converter=scalar)
+    prefill: Float[Any, ""] = eqx.field(converter=partial(scalar, field="pricing.prefill"))
+    decode: Float[Any, ""] = eqx.field(converter=partial(scalar, field="pricing.decode"))
     scheme: str = eqx.field(static=True, default="bundled")
 
     def __check_init__(self):
@@ -38,7 +39,12 @@ class Pricing(eqx.Module):
             raise InputError(f"pricing.scheme: expected one of {', '.join(SCHEMES)}, got {self.scheme!r}")
         prices = [self.prefill, self.decode]
         for name, value in zip(("prefill", "decode"), prices, strict=True):
-            if isinstance(value, np.ndarray) and (not math.isfinite(float(value)) or float(value) < 0):
-                raise InputError(f"pricing.{name}: expected a finite price of at least 0, got {float(value):g}")
+            if not isinstance(value, np.ndarray):
+                continue
+            price = float(value)
+            if not math.isfinite(price) or price < 0:
+                raise InputError(f"pricing.{name}: expected a finite price of at least 0, got {price:g}")
         if all(isinstance(value, np.ndarray) and float(value) == 0 for value in prices):
-            raise InputError("pricing: prefill and decode are both 0, so no policy earns anything; set one above 0")
+            raise InputError(
+                "pricing: prefill and decode are both 0; set one above 0, or no policy earns anything"
+            )

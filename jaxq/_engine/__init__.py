@@ -1,0 +1,1 @@
+"""Engines: how the state of a cluster advances in time."""

@@ -1,0 +1,205 @@
+"""What every stepper of the cluster engine shares: the instance's numbers, the totals, the observation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from .._instance import Instance
+from .._policy.base import Observation, Policy, Pool
+
+PerClass = Int[Array, "classes replications"]
+
+
+class Numbers(eqx.Module):
+    """The numbers of one run, as float32 with a trailing axis for replications: nothing here is a shape.
+
+    `n_gpus` n, `mixed_gpus` M (n without a partition), `batch_size` B; rates of each class in 1/s, `arrival_rate` of
+    the whole cluster.
+    """
+
+    n_gpus: Int[Array, "1"]
+    mixed_gpus: Int[Array, "1"]
+    batch_size: Int[Array, "1"]
+    arrival_rate: Float[Array, "classes 1"]
+    patience_rate: Float[Array, "classes 1"]
+    mu_prefill: Float[Array, "classes 1"]
+    mu_mixed: Float[Array, "classes 1"]
+    mu_solo: Float[Array, "classes 1"]
+
+    @property
+    def solo_capacity(self) -> Int[Array, "1"]:
+        """Decode slots of the solo group, B (n - M)."""
+        return self.batch_size * (self.n_gpus - self.mixed_gpus)
+
+
+def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int) -> Numbers:
+    """Lower an instance to the engine's precision."""
+
+    def column(value: Any) -> Array:
+        return jnp.asarray(np.asarray(value, np.float64)[:, None], jnp.float32)
+
+    def whole(value: Any) -> Array:
+        return jnp.asarray([int(value)], jnp.int32)
+
+    return Numbers(
+        n_gpus=whole(n_gpus),
+        mixed_gpus=whole(mixed_gpus),
+        batch_size=whole(instance.batch_size),
+        arrival_rate=column(n_gpus * np.asarray(instance.workload.arrival_rate)),
+        patience_rate=column(instance.workload.patience_rate),
+        mu_prefill=column(instance.mu_prefill),
+        mu_mixed=column(instance.mu_mixed),
+        mu_solo=column(instance.mu_solo),
+    )
+
+
+def device_policy(policy: Policy) -> Policy:
+    """The gate and the router with float32 arrays and a trailing axis for replications.
+
+    The partition stays on the host: engines see its size as `Numbers.mixed_gpus`.
+    """
+
+    def lower(leaf: Any) -> Any:
+        if isinstance(leaf, float | int | np.ndarray | np.generic | jax.Array):
+            array = jnp.asarray(leaf)
+            array = array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+            return array[..., None]
+        return leaf
+
+    gate, router = jax.tree.map(lower, (policy.gate, policy.router))
+    return eqx.tree_at(lambda p: (p.gate, p.router), policy, (gate, router))
+
+
+class Totals(eqx.Module):
+    """Counts of events and time integrals of the state since the start of a window, by class and replication.
+
+    Counts are int32, integrals float32 in seconds; windows are short enough for both, and the host adds them up in
+    float64.
+    """
+
+    arrivals: PerClass
+    abandoned_prefill: PerClass
+    prefills_completed: PerClass
+    abandoned_decode: PerClass
+    completions: PerClass
+    prefills: Float[Array, "classes replications"]
+    decodes_mixed: Float[Array, "classes replications"]
+    decodes_solo: Float[Array, "classes replications"]
+    prefill_queue: Float[Array, "classes replications"]
+    decode_queue: Float[Array, "classes replications"]
+    events: Int[Array, " replications"]
+
+    @classmethod
+    def zeros(cls, n_classes: int, replications: int) -> Totals:
+        """Nothing counted yet."""
+        count = jnp.zeros((n_classes, replications), jnp.int32)
+        integral = jnp.zeros((n_classes, replications), jnp.float32)
+        return cls(*([count] * 5), *([integral] * 5), jnp.zeros(replications, jnp.int32))
+
+
+class Levels(eqx.Module):
+    """The numbers in each stage at one moment, by class and replication."""
+
+    prefills: PerClass
+    decodes_mixed: PerClass
+    decodes_solo: PerClass
+    prefill_queue: PerClass
+    decode_queue: Int[Array, "buffers classes replications"]
+
+    def observe(self, numbers: Numbers, idle: Array, available: list[Array]) -> Observation:
+        """What the policy sees."""
+        shape = self.prefills.shape[1:]
+        rows = [jnp.broadcast_to(row, shape).astype(jnp.int32) for row in available]
+        return Observation(
+            n_gpus=numbers.n_gpus,
+            mixed_gpus=numbers.mixed_gpus,
+            prefills=self.prefills,
+            decodes_mixed=self.decodes_mixed,
+            decodes_solo=self.decodes_solo,
+            prefill_queue=self.prefill_queue,
+            decode_queue=self.decode_queue,
+            idle_prefill_slots=idle,
+            available=jnp.stack(rows),
+        )
+
+
+def gpu_pools(policy: Policy) -> tuple[Pool, ...]:
+    """The router's pools that are sets of single GPUs."""
+    return tuple(p for p in policy.router.pools if p in (Pool.MIXED, Pool.WITH_PREFILL, Pool.WITHOUT_PREFILL))
+
+
+def choose_start(
+    policy: Policy, observation: Observation, uniform: Float[Array, " replications"]
+) -> Int[Array, " replications"]:
+    """The class that the gate starts next; the number of classes if it starts none."""
+    scores = policy.gate.scores(observation, uniform)
+    scores = jnp.where(observation.prefill_queue > 0, scores, -jnp.inf)
+    best, choice = scores[0], jnp.zeros(scores.shape[1:], jnp.int32)
+    for i in range(1, scores.shape[0]):
+        better = scores[i] > best
+        best, choice = jnp.where(better, scores[i], best), jnp.where(better, i, choice)
+    return jnp.where(best > -jnp.inf, choice, scores.shape[0])
+
+
+def choose_pool(
+    policy: Policy, observation: Observation, request_class: Array, uniform: Array
+) -> Int[Array, " replications"]:
+    """The index of the pool that the router prefers among those with room; the number of pools if none."""
+    scores = policy.router.preferences(observation, request_class, uniform)
+    scores = jnp.where(observation.available > 0, scores, -jnp.inf)
+    best, choice = jnp.full(scores.shape[1:], -jnp.inf), jnp.full(scores.shape[1:], scores.shape[0], jnp.int32)
+    for i in range(scores.shape[0]):
+        better = scores[i] > best
+        best, choice = jnp.where(better, scores[i], best), jnp.where(better, i, choice)
+    return choice
+
+
+def draw(
+    weights: Float[Array, "choices replications"], uniform: Float[Array, " replications"]
+) -> tuple[Int[Array, " replications"], Float[Array, " replications"]]:
+    """An index drawn in proportion to `weights`, and their sum; an index of positive weight if the sum is positive."""
+    total = weights[0]
+    for weight in weights[1:]:
+        total = total + weight
+    target = uniform * total
+    upto, choice = jnp.zeros_like(total), jnp.zeros(total.shape, jnp.int32)
+    found = jnp.zeros(total.shape, bool)
+    for i, weight in enumerate(weights):
+        upto = upto + weight
+        positive = weight > 0
+        choice = jnp.where(positive & ~found, i, choice)
+        found = found | (positive & (target < upto))
+    return choice, total
+
+
+def one_hot(index: Int[Array, " replications"], n: int, where: Bool[Array, " replications"] | bool = True) -> Array:
+    """Integer indicator of `index` in n rows; all zero outside `where`, or where the index is n or more."""
+    return ((jnp.arange(n)[:, None] == index) & where).astype(jnp.int32)
+
+
+def class_sum(rows: Shaped[Array, "classes replications"]) -> Shaped[Array, " replications"]:
+    """The sum over classes, unrolled: one fused loop over replications instead of a reduction kernel."""
+    total = rows[0]
+    for row in rows[1:]:
+        total = total + row
+    return total
+
+
+def compute_once(always: Bool[Array, ""], values: Any) -> Any:
+    """The same values, but computed once on a CPU however many later expressions use them.
+
+    XLA's CPU backend repeats cheap producers in every fused loop that reads them: a random word and a draw among ten
+    rates would be evaluated again for each of dozens of results, which costs a factor of ten. A conditional ends a
+    fused loop. `always` is a traced scalar that is always true.
+    """
+
+    def on_cpu(tree: Any) -> Any:
+        return jax.lax.cond(always, lambda t: t, lambda t: jax.tree.map(jnp.zeros_like, t), tree)
+
+    return jax.lax.platform_dependent(values, cpu=on_cpu, default=lambda tree: tree)

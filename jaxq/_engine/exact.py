@@ -1,0 +1,541 @@
+"""The exact stepper: the jump chain of the model, one event a step in every replication."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+
+from .._policy.base import Policy, Pool
+from . import gpu_set
+from .base import (
+    Levels,
+    Numbers,
+    PerClass,
+    Totals,
+    choose_pool,
+    choose_start,
+    class_sum,
+    compute_once,
+    draw,
+    gpu_pools,
+    one_hot,
+)
+from .random import Generator, Purpose, stream, to_exponential, to_index, to_uniform
+from .shape import Shape
+
+FIELD_BITS = 10
+FIELDS = 3
+"""Counts up to 256 fit 10 bits, three a word."""
+
+STEPS_PER_CHECK = 16
+
+Mask = Bool[Array, " replications"]
+Index = Int[Array, " replications"]
+
+
+class ExactState(eqx.Module):
+    """Everything the chain needs to go on.
+
+    - `levels`: numbers in each stage; `decodes_solo` includes those of the solo group.
+    - `solo`: decodes of the solo group by class; its slots are interchangeable, so counts are its exact law.
+    - `items`: for each class, the list of GPUs of its decodes, then of its running prefills; one entry an item, so
+      that an item is drawn and removed in constant time. The list lengths are in `levels`.
+    - `table`: for each GPU the class of its prefill (0: none) and its decodes by class, packed.
+    - `start`: the GPUs that could start a prefill; `sets`: those with room, for each GPU pool of the router.
+    - `next_arrival` (s from now), `next_class`, `arrival_index`: the arrival stream, which no policy touches.
+    - `status`: 0, or 1 once the router had no place for a request.
+    """
+
+    levels: Levels
+    solo: PerClass
+    items: Shaped[Array, "replications items"]
+    table: Int[Array, "replications gpus words"]
+    start: UInt32[Array, "words replications"]
+    sets: tuple[UInt32[Array, "words replications"], ...]
+    next_arrival: Float[Array, " replications"]
+    next_class: Index
+    arrival_index: Index
+    status: Index
+
+
+class Scene(eqx.Module):
+    """One event while decisions are made: the levels, and the GPU it happens on (`gpu`, `prefill`, `counts`)."""
+
+    levels: Levels
+    solo: PerClass
+    gpu: Index
+    valid: Mask
+    prefill: Index
+    counts: PerClass
+
+    @property
+    def busy(self) -> Mask:
+        """Whether the GPU runs a prefill."""
+        return self.prefill > 0
+
+
+class Chain(eqx.Module):
+    """The chain of one policy on one instance: all that stays the same from step to step."""
+
+    policy: Policy
+    numbers: Numbers
+    keys: UInt32[Array, "2 replications"]
+    shape: Shape = eqx.field(static=True)
+    generator: Generator = eqx.field(static=True)
+
+    def settle(self, values: Any) -> Any:
+        """The same values, computed once: see `compute_once`."""
+        return compute_once(self.numbers.n_gpus[0] > 0, values)
+
+    # Layout of the item lists.
+
+    def decode_slot(self, request_class: Index, position: Index) -> Index:
+        """Where in `items` the decode number `position` of a class stands."""
+        return request_class * (self.shape.gpus * self.shape.batch) + position
+
+    def prefill_slot(self, request_class: Index, position: Index) -> Index:
+        """Where in `items` the running prefill number `position` of a class stands."""
+        base = self.shape.classes * self.shape.gpus * self.shape.batch
+        return base + request_class * self.shape.gpus + position
+
+    # What a GPU can take.
+
+    def has_room(self, busy: Mask, decodes: Index) -> Mask:
+        """Whether a GPU has a free decode slot."""
+        reserved = 1 if self.shape.partitioned else busy.astype(jnp.int32)
+        return decodes < self.numbers.batch_size - reserved
+
+    def can_start(self, busy: Mask, decodes: Index) -> Mask:
+        """Whether a GPU could start a prefill; under a partition its slot is reserved."""
+        return ~busy if self.shape.partitioned else ~busy & (decodes < self.numbers.batch_size)
+
+    def in_pool(self, pool: Pool, busy: Mask, decodes: Index) -> Mask:
+        """Whether a GPU belongs to a pool and has room."""
+        room = self.has_room(busy, decodes)
+        if pool is Pool.WITH_PREFILL:
+            return room & busy
+        return room & ~busy if pool is Pool.WITHOUT_PREFILL else room
+
+    def mark(self, state: ExactState, gpu: Index, busy: Mask, decodes: Index, where: Mask) -> ExactState:
+        """Bring the membership of one GPU up to date in all sets."""
+        sets = tuple(
+            gpu_set.put(words, gpu, self.in_pool(pool, busy, decodes), where)
+            for pool, words in zip(gpu_pools(self.policy), state.sets, strict=True)
+        )
+        start = gpu_set.put(state.start, gpu, self.can_start(busy, decodes), where)
+        return replace(state, sets=sets, start=start)
+
+    def mark_scene(self, state: ExactState, scene: Scene, where: Mask) -> ExactState:
+        """Bring the membership of the event's GPU up to date."""
+        return self.mark(state, scene.gpu, scene.busy, class_sum(scene.counts), where)
+
+    def available(self, state: ExactState, scene: Scene) -> list[Array]:
+        """Room in each pool of the router."""
+        sets = dict(zip(gpu_pools(self.policy), state.sets, strict=True))
+        rows = []
+        for pool in self.policy.router.pools:
+            if pool in sets:
+                rows.append(gpu_set.size(sets[pool]))
+            elif pool is Pool.OWN:
+                rows.append(self.has_room(scene.busy, class_sum(scene.counts)).astype(jnp.int32))
+            elif pool is Pool.SOLO:
+                rows.append(self.numbers.solo_capacity - class_sum(scene.solo))
+            else:
+                rows.append(jnp.ones_like(scene.gpu))
+        return rows
+
+    # One step.
+
+    def step(self, carry: tuple, window: Array, length: Array) -> tuple:
+        """The next event before the end of the window, in every replication that has not reached it."""
+        state, totals, clock, counter = carry
+        rand = stream(self.keys, Purpose.EVENT, window, counter, self.generator)
+        weights = self.rates(state)
+        index, rate = draw(weights, rand.uniforms(1))
+        rand, index, rate = self.settle((rand, index, rate))
+        hold = jnp.where(rate > 0, to_exponential(rand.words(0)) / jnp.where(rate > 0, rate, 1.0), jnp.inf)
+        left = length - clock
+        active = left > 0
+        is_arrival = active & (state.next_arrival <= hold) & (state.next_arrival < left)
+        is_internal = active & ~is_arrival & (hold < left)
+        elapsed = jnp.where(active, jnp.minimum(jnp.minimum(state.next_arrival, hold), left), 0.0)
+        clock = jnp.where(is_arrival | is_internal, clock + elapsed, jnp.where(active, length, clock))
+        totals = _integrate(totals, state.levels, elapsed)
+        state = replace(state, next_arrival=state.next_arrival - elapsed)
+        is_arrival, is_internal, elapsed = self.settle((is_arrival, is_internal, elapsed))
+
+        state, totals, scene, kinds = self.apply(state, totals, rand, index, is_arrival, is_internal)
+        state, totals = self.decide(state, totals, scene, kinds, rand)
+        return state, totals, clock, counter + active.astype(jnp.int32)
+
+    def rates(self, state: ExactState) -> list[Array]:
+        """Rates of the internal events, in the order of `_Kinds.of`; decodes on GPUs at their faster mode's rate."""
+        numbers, levels = self.numbers, state.levels
+        on_gpus = levels.decodes_mixed + levels.decodes_solo - state.solo
+        fastest = jnp.maximum(numbers.mu_mixed, numbers.mu_solo)
+        blocks = [numbers.patience_rate * queue for queue in levels.decode_queue]
+        blocks += [numbers.patience_rate * levels.prefill_queue]
+        blocks += [numbers.mu_prefill * levels.prefills, fastest * on_gpus]
+        if self.shape.partitioned:
+            blocks += [numbers.mu_solo * state.solo]
+        return [row for block in blocks for row in block]
+
+    def apply(
+        self, state: ExactState, totals: Totals, rand, index: Index, is_arrival: Mask, is_internal: Mask
+    ) -> tuple[ExactState, Totals, Scene, _Kinds]:
+        """The effect of the event before the policy acts."""
+        numbers, levels, n_classes = self.numbers, state.levels, self.shape.classes
+        kinds = _Kinds.of(index, is_internal, len(self.policy.router.buffers), n_classes, self.shape.partitioned)
+        arrived = one_hot(state.next_class, n_classes, is_arrival)
+        on_gpus = levels.decodes_mixed + levels.decodes_solo - state.solo
+        length = class_sum(kinds.prefill * levels.prefills + kinds.decode * on_gpus)
+        offset = jnp.where(
+            kinds.is_prefill, self.prefill_slot(kinds.item_class, 0), self.decode_slot(kinds.item_class, 0)
+        )
+        is_item = kinds.is_prefill | kinds.is_decode
+        rows = jnp.arange(index.shape[0])
+        drawn = jnp.where(is_item, offset + to_index(rand.words(2), length), 0)
+        last = jnp.where(is_item, offset + length - 1, 0)
+        kinds, drawn, last, length, offset = self.settle((kinds, drawn, last, length, offset))
+        item_gpu = self.settle(_take(state.items, rows, drawn))
+
+        idle = gpu_set.size(state.start)
+        arrival_gpu = self.settle(gpu_set.member(state.start, self.settle(to_index(rand.words(4), idle))))
+        valid = is_item | (is_arrival & (idle > 0))
+        gpu = jnp.where(valid, jnp.where(is_item, item_gpu, arrival_gpu), 0)
+        gpu, valid = self.settle((gpu, valid))
+        prefill, counts = self.settle(_unpack(state.table[rows, gpu], n_classes))
+        busy = prefill > 0
+        fastest = jnp.maximum(numbers.mu_mixed, numbers.mu_solo)
+        here = class_sum(kinds.decode * jnp.where(busy, numbers.mu_mixed, numbers.mu_solo))
+        accepted = self.settle(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)
+        kinds = self.settle(kinds.thin(accepted))
+
+        removed = kinds.is_prefill | kinds.is_decode
+        # The last item of the list takes the place of the removed one; outside the list nothing is written.
+        place = jnp.where(removed & (drawn != last), drawn, state.items.shape[1])
+        items = _put(state.items, rows, place, _take(state.items, rows, last))
+        became_solo = jnp.where(kinds.is_prefill, counts, 0)
+        levels = Levels(
+            prefills=levels.prefills - kinds.prefill,
+            decodes_mixed=levels.decodes_mixed - jnp.where(busy, kinds.decode, 0) - became_solo,
+            decodes_solo=levels.decodes_solo - jnp.where(busy, 0, kinds.decode) - kinds.solo + became_solo,
+            prefill_queue=levels.prefill_queue + arrived - kinds.abandoned_prefill,
+            decode_queue=levels.decode_queue - kinds.abandoned_decode,
+        )
+        totals = replace(
+            totals,
+            arrivals=totals.arrivals + arrived,
+            abandoned_prefill=totals.abandoned_prefill + kinds.abandoned_prefill,
+            abandoned_decode=totals.abandoned_decode + jnp.sum(kinds.abandoned_decode, axis=0),
+            prefills_completed=totals.prefills_completed + kinds.prefill,
+            completions=totals.completions + kinds.decode + kinds.solo,
+            events=totals.events + (is_arrival | (is_internal & ~kinds.is_null)),
+        )
+        scene = Scene(
+            levels=levels,
+            solo=state.solo - kinds.solo,
+            gpu=gpu,
+            valid=valid & ~kinds.is_null,
+            prefill=jnp.where(kinds.is_prefill, 0, prefill),
+            counts=counts - kinds.decode,
+        )
+        state = replace(self.next_arrival(state, is_arrival), items=items)
+        scene, kinds = self.settle((scene, kinds))
+        return state, totals, scene, kinds
+
+    def next_arrival(self, state: ExactState, where: Mask) -> ExactState:
+        """Draw the next arrival, its time and class, where the last one has happened."""
+        index = state.arrival_index + where.astype(jnp.int32)
+        rand = stream(self.keys, Purpose.ARRIVAL, 0, index, self.generator)
+        rates = [jnp.broadcast_to(rate, index.shape) for rate in self.numbers.arrival_rate]
+        request_class, total = draw(jnp.stack(rates), rand.uniforms(1))
+        wait = to_exponential(rand.words(0)) / total
+        return replace(
+            state,
+            next_arrival=jnp.where(where, wait, state.next_arrival),
+            next_class=jnp.where(where, request_class, state.next_class),
+            arrival_index=index,
+        )
+
+    def decide(
+        self, state: ExactState, totals: Totals, scene: Scene, kinds: _Kinds, rand
+    ) -> tuple[ExactState, Totals]:
+        """Let the policy act, in its order, and write the result back."""
+        set_pools = bool(gpu_pools(self.policy))
+        removed = kinds.is_prefill | kinds.is_decode
+        if set_pools:
+            state = self.mark_scene(state, scene, removed)
+        if self.policy.route_first:
+            state, scene = self.route(state, scene, kinds, rand)
+            state, scene = self.gate(state, scene, rand)
+        else:
+            state, scene = self.gate(state, scene, rand)
+            if set_pools:
+                state = self.mark_scene(state, scene, removed)
+            state, scene = self.route(state, scene, kinds, rand)
+        if self.policy.router.buffers:
+            state, scene = self.admit(state, scene, kinds, rand)
+        rows = jnp.arange(scene.gpu.shape[0])
+        gpu = jnp.where(scene.valid, scene.gpu, state.table.shape[1])
+        table = state.table.at[rows, gpu].set(_pack(scene.prefill, scene.counts), mode="drop", unique_indices=True)
+        state = self.mark_scene(replace(state, table=table), scene, scene.valid)
+        return replace(state, levels=scene.levels, solo=scene.solo), totals
+
+    def gate(self, state: ExactState, scene: Scene, rand) -> tuple[ExactState, Scene]:
+        """Offer the event's GPU to the gate."""
+        levels = scene.levels
+        observation = levels.observe(self.numbers, gpu_set.size(state.start), self.available(state, scene))
+        choice = self.settle(choose_start(self.policy, observation, rand.uniforms(5)))
+        start = scene.valid & self.can_start(scene.busy, class_sum(scene.counts)) & (choice < self.shape.classes)
+        started = one_hot(choice, self.shape.classes, start)
+        place = self.prefill_slot(choice, class_sum(started * levels.prefills))
+        start, started, place = self.settle((start, started, place))
+        items = _append(state.items, start, place, scene.gpu)
+        slowed = jnp.where(start, scene.counts, 0)
+        levels = replace(
+            levels,
+            prefills=levels.prefills + started,
+            prefill_queue=levels.prefill_queue - started,
+            decodes_mixed=levels.decodes_mixed + slowed,
+            decodes_solo=levels.decodes_solo - slowed,
+        )
+        scene = replace(scene, levels=levels, prefill=jnp.where(start, choice + 1, scene.prefill))
+        return replace(state, items=items), self.settle(scene)
+
+    def route(self, state: ExactState, scene: Scene, kinds: _Kinds, rand) -> tuple[ExactState, Scene]:
+        """Place the request whose prefill completed."""
+        policy, pools = self.policy, self.policy.router.pools
+        available = self.available(state, scene)
+        observation = scene.levels.observe(self.numbers, gpu_set.size(state.start), available)
+        choice = self.settle(choose_pool(policy, observation, kinds.item_class, rand.uniforms(6)))
+        finished = kinds.is_prefill
+        state = replace(state, status=jnp.where(finished & (choice == len(pools)), 1, state.status))
+        levels, solo, request = scene.levels, scene.solo, kinds.prefill
+        own = finished & (choice == pools.index(Pool.OWN)) if Pool.OWN in pools else jnp.zeros_like(finished)
+        if Pool.SOLO in pools:
+            entered = jnp.where(choice == pools.index(Pool.SOLO), request, 0)
+            levels, solo = replace(levels, decodes_solo=levels.decodes_solo + entered), solo + entered
+        for k, buffer in enumerate(policy.router.buffers):
+            waits = jnp.where(choice == pools.index(buffer), request, 0)
+            levels = replace(levels, decode_queue=levels.decode_queue.at[k].add(waits))
+        scene = replace(scene, levels=levels, solo=solo)
+        if gpu_pools(policy):
+            state, scene, own_too = self.place_elsewhere(state, scene, request, choice, rand)
+            own = own | (finished & own_too)
+        return self.place(state, scene, request, own)
+
+    def place(
+        self, state: ExactState, scene: Scene, request: PerClass, where: Mask
+    ) -> tuple[ExactState, Scene]:
+        """Start a decode of one class (indicator `request`) on the event's GPU."""
+        added = jnp.where(where, request, 0)
+        levels = scene.levels
+        request_class = class_sum(added * jnp.arange(self.shape.classes)[:, None])
+        on_gpus = levels.decodes_mixed + levels.decodes_solo - scene.solo
+        place = self.decode_slot(request_class, class_sum(added * on_gpus))
+        where, added, place = self.settle((where, added, place))
+        items = _append(state.items, where, place, scene.gpu)
+        levels = replace(
+            levels,
+            decodes_mixed=levels.decodes_mixed + jnp.where(scene.busy, added, 0),
+            decodes_solo=levels.decodes_solo + jnp.where(scene.busy, 0, added),
+        )
+        scene = self.settle(replace(scene, levels=levels, counts=scene.counts + added))
+        return replace(state, items=items), scene
+
+    def place_elsewhere(
+        self, state: ExactState, scene: Scene, request: PerClass, choice: Index, rand
+    ) -> tuple[ExactState, Scene, Mask]:
+        """Start the decode on a random GPU of the chosen pool; says where that is the event's own GPU."""
+        pools = self.policy.router.pools
+        words, chosen = state.sets[0], jnp.zeros(choice.shape, bool)
+        for pool, members in zip(gpu_pools(self.policy), state.sets, strict=True):
+            here = choice == pools.index(pool)
+            words, chosen = jnp.where(here, members, words), chosen | here
+        words, chosen = self.settle((words, chosen))
+        gpu = self.settle(gpu_set.member(words, self.settle(to_index(rand.words(7), gpu_set.size(words)))))
+        own = chosen & (gpu == scene.gpu)
+        there = chosen & ~own & (class_sum(request) > 0)
+        rows = jnp.arange(gpu.shape[0])
+        gpu, there, own = self.settle((jnp.where(there, gpu, 0), there, own))
+        prefill, counts = self.settle(_unpack(state.table[rows, gpu], self.shape.classes))
+        target = Scene(scene.levels, scene.solo, gpu, there, prefill, counts)
+        state, target = self.place(state, target, request, there)
+        slot = jnp.where(there, gpu, state.table.shape[1])
+        table = state.table.at[rows, slot].set(_pack(prefill, target.counts), mode="drop", unique_indices=True)
+        state = self.mark_scene(replace(state, table=table), target, there)
+        return state, replace(scene, levels=target.levels), own
+
+    def admit(self, state: ExactState, scene: Scene, kinds: _Kinds, rand) -> tuple[ExactState, Scene]:
+        """Give a freed decode slot to a waiting request: on the event's GPU, or in the solo group."""
+        observation = scene.levels.observe(
+            self.numbers, gpu_set.size(state.start), self.available(state, scene)
+        )
+        observation = self.settle(observation)
+        freed = (kinds.is_prefill | kinds.is_decode) & self.has_room(scene.busy, class_sum(scene.counts))
+        taken = self.settle(self.admitted(observation, Pool.MIXED, freed, rand.uniforms(8)))
+        if self.shape.partitioned:
+            solo_end = class_sum(kinds.solo) > 0
+            to_solo = self.settle(self.admitted(observation, Pool.SOLO, solo_end, rand.uniforms(8)))
+            entered = jnp.sum(to_solo, axis=0)
+            levels = scene.levels
+            levels = replace(
+                levels,
+                decode_queue=levels.decode_queue - to_solo,
+                decodes_solo=levels.decodes_solo + entered,
+            )
+            scene = replace(scene, levels=levels, solo=scene.solo + entered)
+        levels = replace(scene.levels, decode_queue=scene.levels.decode_queue - taken)
+        request = jnp.sum(taken, axis=0)
+        return self.place(state, replace(scene, levels=levels), request, class_sum(request) > 0)
+
+    def admitted(
+        self, observation, group: Pool, where: Mask, uniform: Array
+    ) -> Int[Array, "buffers classes replications"]:
+        """Indicator of the waiting request that a freed slot of a group takes, by buffer and class."""
+        weights = self.policy.router.admission(observation, group)
+        n_buffers, n_classes = weights.shape[:2]
+        index, total = draw(weights.reshape(n_buffers * n_classes, -1), uniform)
+        taken = one_hot(index, n_buffers * n_classes, where & (total > 0))
+        return taken.reshape(n_buffers, n_classes, -1)
+
+
+class _Kinds(eqx.Module):
+    """Which event happened, as indicators by class."""
+
+    abandoned_decode: Int[Array, "buffers classes replications"]
+    abandoned_prefill: PerClass
+    prefill: PerClass
+    decode: PerClass
+    solo: PerClass
+    item_class: Index
+    is_prefill: Mask
+    is_decode: Mask
+    is_null: Mask
+
+    @classmethod
+    def of(cls, index: Index, where: Mask, buffers: int, classes: int, partitioned: bool) -> _Kinds:
+        """From the index of the rate that fired."""
+        block, item_class = index // classes, index % classes
+        kind = [one_hot(item_class, classes, where & (block == b)) for b in range(buffers + 4)]
+        waiting = jnp.zeros((0, classes, *index.shape), jnp.int32)
+        solo = kind[buffers + 3] if partitioned else jnp.zeros_like(kind[0])
+        return cls(
+            abandoned_decode=jnp.stack(kind[:buffers]) if buffers else waiting,
+            abandoned_prefill=kind[buffers],
+            prefill=kind[buffers + 1],
+            decode=kind[buffers + 2],
+            solo=solo,
+            item_class=item_class,
+            is_prefill=where & (block == buffers + 1),
+            is_decode=where & (block == buffers + 2),
+            is_null=jnp.zeros_like(where),
+        )
+
+    def thin(self, accepted: Mask) -> _Kinds:
+        """A decode in the slower mode completes only with probability slower/faster: else nothing happens."""
+        return replace(
+            self,
+            decode=jnp.where(accepted, self.decode, 0),
+            is_decode=self.is_decode & accepted,
+            is_null=self.is_decode & ~accepted,
+        )
+
+
+def _integrate(totals: Totals, levels: Levels, elapsed: Float[Array, " replications"]) -> Totals:
+    """Add the time spent in the present state."""
+    waiting = levels.decode_queue
+    queued = class_sum(waiting) if waiting.shape[0] else jnp.zeros_like(levels.prefills)
+    return replace(
+        totals,
+        prefills=totals.prefills + elapsed * levels.prefills,
+        decodes_mixed=totals.decodes_mixed + elapsed * levels.decodes_mixed,
+        decodes_solo=totals.decodes_solo + elapsed * levels.decodes_solo,
+        prefill_queue=totals.prefill_queue + elapsed * levels.prefill_queue,
+        decode_queue=totals.decode_queue + elapsed * queued,
+    )
+
+
+def _take(items: Array, rows: Index, place: Index) -> Index:
+    return items.at[rows, place].get(mode="promise_in_bounds").astype(jnp.int32)
+
+
+def _put(items: Array, rows: Index, place: Index, value: Index) -> Array:
+    return items.at[rows, place].set(value.astype(items.dtype), mode="drop", unique_indices=True)
+
+
+def _append(items: Array, where: Mask, place: Index, gpu: Index) -> Array:
+    return _put(items, jnp.arange(gpu.shape[0]), jnp.where(where, place, items.shape[1]), gpu)
+
+
+def _unpack(words: Int[Array, "replications words"], classes: int) -> tuple[Index, PerClass]:
+    """The class of the prefill (from 1; 0: none) and the decodes by class of a packed row."""
+    mask = (1 << FIELD_BITS) - 1
+    fields = [(words[:, f // FIELDS] >> (FIELD_BITS * (f % FIELDS))) & mask for f in range(classes + 1)]
+    return fields[0], jnp.stack(fields[1:])
+
+
+def _pack(prefill: Index, counts: PerClass) -> Int[Array, "replications words"]:
+    fields = [prefill, *counts]
+    words = []
+    for first in range(0, len(fields), FIELDS):
+        word = fields[first]
+        for k, field in enumerate(fields[first + 1 : first + FIELDS], start=1):
+            word = word | (field << (FIELD_BITS * k))
+        words.append(word)
+    return jnp.stack(words, axis=1)
+
+
+def initial_state(chain: Chain) -> ExactState:
+    """An empty cluster."""
+    shape, replications = chain.shape, chain.keys.shape[1]
+    zero = jnp.zeros((shape.classes, replications), jnp.int32)
+    buffers = len(chain.policy.router.buffers)
+    words = -(-shape.gpus // gpu_set.WORD)
+    everyone = gpu_set.first(chain.numbers.mixed_gpus[0], words, replications)
+    nobody = jnp.zeros_like(everyone)
+    none = jnp.zeros(replications, jnp.int32)
+    empty = chain.in_pool
+    false = jnp.zeros(replications, bool)
+    state = ExactState(
+        levels=Levels(zero, zero, zero, zero, jnp.zeros((buffers, shape.classes, replications), jnp.int32)),
+        solo=zero,
+        items=jnp.zeros((replications, shape.items), jnp.int16 if shape.gpus < 2**15 else jnp.int32),
+        table=jnp.zeros((replications, shape.gpus, -(-(shape.classes + 1) // FIELDS)), jnp.int32),
+        start=everyone,
+        sets=tuple(jnp.where(empty(pool, false, none), everyone, nobody) for pool in gpu_pools(chain.policy)),
+        next_arrival=jnp.zeros(replications, jnp.float32),
+        next_class=none,
+        arrival_index=none - 1,
+        status=none,
+    )
+    return chain.next_arrival(state, jnp.ones(replications, bool))
+
+
+def advance(
+    chain: Chain, state: ExactState, window: Int[Array, ""], length: Float[Array, ""]
+) -> tuple[ExactState, Totals]:
+    """Run every replication through one window of `length` seconds."""
+    replications = chain.keys.shape[1]
+    clock = jnp.zeros(replications, jnp.float32)
+    carry = (
+        state,
+        Totals.zeros(chain.shape.classes, replications),
+        clock,
+        jnp.zeros(replications, jnp.int32),
+    )
+
+    def unfinished(carry: tuple) -> Array:
+        return jnp.any(carry[2] < length)
+
+    def several(carry: tuple) -> tuple:
+        return lax.fori_loop(0, STEPS_PER_CHECK, lambda _, c: chain.step(c, window, length), carry)
+
+    state, totals, _, _ = lax.while_loop(unfinished, several, carry)
+    return state, totals

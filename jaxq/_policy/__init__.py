@@ -1,0 +1,1 @@
+"""Scheduling policies: what starts its prefill, and where a finished prefill decodes."""
