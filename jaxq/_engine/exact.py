@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
@@ -518,10 +519,22 @@ def initial_state(chain: Chain) -> ExactState:
     return chain.next_arrival(state, jnp.ones(replications, bool))
 
 
+def replication_axes(state: ExactState) -> ExactState:
+    """The axis of each array along which replications lie."""
+    axes = jax.tree.map(lambda leaf: leaf.ndim - 1, state)
+    return replace(axes, items=0, table=0)
+
+
+def levels_of(state: ExactState) -> Levels:
+    """The numbers in each stage."""
+    return state.levels
+
+
 def advance(
-    chain: Chain, state: ExactState, window: Int[Array, ""], length: Float[Array, ""]
+    chain: Chain, state: ExactState, window: Int[Array, ""], length: Float[Array, ""], steps: Int[Array, ""]
 ) -> tuple[ExactState, Totals]:
-    """Run every replication through one window of `length` seconds."""
+    """Run every replication through one window of `length` seconds (`steps` is for the other stepper)."""
+    del steps
     replications = chain.keys.shape[1]
     clock = jnp.zeros(replications, jnp.float32)
     carry = (

@@ -1,0 +1,356 @@
+"""The cluster engine: every GPU has its own state; thousands of GPUs, many replications, every policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .._errors import InputError, SimulationError
+from .._instance import Instance
+from .._policy.base import Policy
+from . import exact, leap
+from .base import Totals, device_policy, numbers_of
+from .random import Generator, replication_keys
+from .record import Record
+from .shape import Shape, shape_of
+from .steppers import AbstractStepper, Exact, Leap
+
+Progress = Callable[[int, int], None]
+
+LANES = 8
+"""Replications a device come in multiples of this, so that its vector loops have no remainder."""
+
+BLOCK_BYTES = {"exact": 64 * 2**20, "leap": 2 * 2**20}
+"""State of one block of replications on one device, about: what its caches serve well."""
+
+MAX_BLOCK = 512
+
+WINDOWS = 40
+"""Windows of time after the warm-up that a record keeps, unless told otherwise."""
+
+EVENTS_PER_WINDOW = 2**15
+"""Largest expected number of events of one replication between two transfers to the host: float32 integrals and
+clocks keep six digits over so many."""
+
+COUNTS = ("arrivals", "abandoned_prefill", "prefills_completed", "abandoned_decode", "completions")
+INTEGRALS = ("prefills", "decodes_mixed", "decodes_solo", "prefill_queue", "decode_queue")
+
+
+class ClusterEngine(eqx.Module):
+    """Simulates every GPU of a cluster: the running prefill's class, and its decodes by class.
+
+    Replications run in parallel in blocks, spread over all devices. A replication's result depends on the key and its
+    number alone: not on the block, the device, or on what else runs beside it.
+
+    **Arguments:**
+
+    - `stepper`: `Exact()` (the exact law) or `Leap(dt)` (time steps; quicker on large clusters).
+    - `generator`: `"hash"` (a counter-based integer hash, quick) or `"threefry"` (JAX's own, several times slower; for
+      checking that results do not hinge on the generator).
+    - `block`: replications per device and call; None: chosen from the memory that they need.
+
+    **Raises:** `InputError` for an unknown generator or a block below 1.
+    """
+
+    stepper: AbstractStepper = dataclasses.field(default_factory=Exact)
+    generator: Generator = eqx.field(static=True, default="hash")
+    block: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.generator not in ("hash", "threefry"):
+            raise InputError(f"generator: expected 'hash' or 'threefry', got {self.generator!r}")
+        if self.block is not None and self.block < 1:
+            raise InputError(f"block: expected at least 1 replication, got {self.block}")
+
+    def run(
+        self,
+        instance: Instance,
+        policy: Policy,
+        *,
+        n_gpus: int,
+        horizon: float,
+        warmup: float,
+        key: jax.Array,
+        replications: int,
+        first: int = 0,
+        progress: Progress | None = None,
+        n_windows: int | None = None,
+    ) -> Record:
+        """Simulate replications `first`, ..., `first + replications - 1` from an empty cluster to `horizon` seconds.
+
+        **Returns:** a `Record` of what happened, in windows of time. **Raises:** `InputError` when a step of `Leap` is
+        too long; `SimulationError` when a router leaves a request without a place, naming the replication.
+        """
+        windows = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
+        block = self._block(instance, policy, n_gpus, replications)
+        starts = range(first, first + replications, block)
+        total = len(starts) * windows.count
+        records = []
+        for b, start in enumerate(starts):
+            report = functools.partial(_report, progress, b * windows.count, total)
+            record = self._run_block(instance, policy, n_gpus, windows, key, start, block, report)
+            records.append(record.head(min(block, first + replications - start)))
+        return Record.concatenate(records)
+
+    def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
+        """One line about how a run would go: the stepper and its step, the padded shape, the devices."""
+        shape = _shape(instance, policy, n_gpus)
+        lumped = ", solo group lumped" if shape.partitioned else ""
+        devices = jax.devices()
+        kind = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
+        return f"cluster engine, {self.stepper.describe(instance)}; {shape.gpus} GPU states{lumped}; {kind}"
+
+    def memory(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
+        """Bytes that one call holds on all devices together, about."""
+        block = self._block(instance, policy, n_gpus, replications)
+        return 2 * block * self._bytes(_shape(instance, policy, n_gpus), len(policy.router.buffers))
+
+    def compile(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> None:
+        """Compile ahead of time what `run` would; several threads may do so at once."""
+        block = self._block(instance, policy, n_gpus, replications)
+        self._program(instance, policy, n_gpus, block)
+
+    def _bytes(self, shape: Shape, buffers: int) -> int:
+        small = 4 * shape.classes * (16 + buffers) + 64
+        if isinstance(self.stepper, Leap):
+            return small + shape.gpus * leap.bytes_per_gpu(shape)
+        item = 2 if shape.gpus < 2**15 else 4
+        row = 4 * (-(-(shape.classes + 1) // exact.FIELDS) + 1)
+        return small + item * shape.items + row * shape.gpus
+
+    def _block(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
+        """Replications per call on all devices together: a multiple of `LANES` on each."""
+        devices = len(jax.devices())
+        share = -(-replications // devices)
+        if self.block is None:
+            size = self._bytes(_shape(instance, policy, n_gpus), len(policy.router.buffers))
+            budget = BLOCK_BYTES["leap" if isinstance(self.stepper, Leap) else "exact"]
+            if jax.default_backend() != "cpu":
+                budget = 2**30
+            fits = max(LANES, budget // size)
+            # Blocks of equal size, so that the last one is not mostly padding.
+            share = -(-share // -(-share // min(fits, MAX_BLOCK if jax.default_backend() == "cpu" else fits)))
+        else:
+            share = min(share, self.block)
+        return devices * LANES * -(-share // LANES)
+
+    def _program(self, instance: Instance, policy: Policy, n_gpus: int, block: int) -> _Program:
+        lowered = device_policy(policy)
+        leaves, structure = jax.tree.flatten(lowered)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        shape = _shape(instance, policy, n_gpus)
+        kind = "leap" if isinstance(self.stepper, Leap) else "exact"
+        return _program(kind, shape, self.generator, structure, shapes, block, len(jax.devices()))
+
+    def _run_block(
+        self,
+        instance: Instance,
+        policy: Policy,
+        n_gpus: int,
+        windows: _Windows,
+        key: jax.Array,
+        first: int,
+        block: int,
+        report: Callable[[int], None],
+    ) -> Record:
+        step = self.stepper.step_of(instance) if isinstance(self.stepper, Leap) else None
+        program = self._program(instance, policy, n_gpus, block)
+        numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
+        keys = jax.device_put(replication_keys(key, first, block), program.sharding(1))
+        fixed = (jax.tree.leaves(device_policy(policy)), numbers, keys)
+        state = program.start(*fixed)
+        rows = []
+        for w, length in enumerate(windows.lengths):
+            kept = []
+            for part in range(windows.parts):
+                index = jnp.asarray(w * windows.parts + part, jnp.int32)
+                pace = _pace(length / windows.parts, step)
+                state, totals = program.advance(*fixed, state, index, *pace)
+                kept.append(totals)
+                report(w * windows.parts + part + 1)
+            host = jax.device_get(kept)
+            _check_status(program.status(state), first)
+            rows.append(_summed(host))
+        return _record(rows, windows, program.levels(state), n_gpus, step)
+
+
+def _shape(instance: Instance, policy: Policy, n_gpus: int) -> Shape:
+    return shape_of(policy, n_gpus, int(instance.batch_size), instance.n_classes)
+
+
+def _report(progress: Progress | None, before: int, total: int, done: int) -> None:
+    if progress is not None:
+        progress(before + done, total)
+
+
+def _pace(length: float, step: float | None) -> tuple[jax.Array, jax.Array]:
+    """Seconds of a window and (for `Leap`) its number of steps, which share it evenly."""
+    steps = 1 if step is None else max(1, math.ceil(length / step - 1e-9))
+    return jnp.asarray(length / steps if step is not None else length, jnp.float32), jnp.asarray(steps, jnp.int32)
+
+
+def _check_status(status: jax.Array, first: int) -> None:
+    bad = np.flatnonzero(np.asarray(status))
+    if bad.size:
+        raise SimulationError(
+            f"replication {first + int(bad[0])}: the router had no pool with room for a finished request; "
+            "give it a buffer (Pool.WAIT) or another pool with a finite preference"
+        )
+
+
+def _summed(parts: list[Totals]) -> dict[str, np.ndarray]:
+    """Totals of a window, added up in float64."""
+    names = (*COUNTS, *INTEGRALS, "events")
+    return {name: sum(np.asarray(getattr(part, name), np.float64) for part in parts) for name in names}
+
+
+def _record(
+    rows: list[dict[str, np.ndarray]], windows: _Windows, levels: Any, n_gpus: int, dt: float | None
+) -> Record:
+    levels = jax.device_get(levels)
+    final = {
+        "prefills": levels.prefills,
+        "decodes": levels.decodes_mixed + levels.decodes_solo,
+        "prefill_queue": levels.prefill_queue,
+        "decode_queue": levels.decode_queue.sum(axis=0),
+    }
+    return Record(
+        durations=np.asarray(windows.lengths),
+        warmup_windows=windows.warmup,
+        n_gpus=n_gpus,
+        dt=dt,
+        final={name: np.asarray(value, np.int64) for name, value in final.items()},
+        **{name: np.stack([row[name] for row in rows]) for name in rows[0]},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """The windows of time of a run: `lengths` in s, the first `warmup` of them before the end of the warm-up; each
+    runs in `parts` equal parts."""
+
+    lengths: tuple[float, ...]
+    warmup: int
+    parts: int
+
+    @property
+    def count(self) -> int:
+        return len(self.lengths) * self.parts
+
+    @classmethod
+    def plan(cls, instance: Instance, n_gpus: int, horizon: float, warmup: float, measured: int) -> _Windows:
+        length = (horizon - warmup) / measured
+        before = math.ceil(warmup / length - 1e-9)
+        # Each request makes at most four events: arrival, two completions or an abandonment, and a null event.
+        rate = 4 * n_gpus * float(np.sum(instance.workload.arrival_rate))
+        parts = max(1, math.ceil(length * rate / EVENTS_PER_WINDOW))
+        lengths = (warmup / before,) * before if before else ()
+        return cls(lengths=lengths + (length,) * measured, warmup=before, parts=parts)
+
+
+class _Program:
+    """The compiled start and advance of one shape on the devices at hand."""
+
+    def __init__(
+        self, kind: str, shape: Shape, generator: Generator, structure: Any, shapes: tuple, block: int, devices: int
+    ):
+        self.mesh = Mesh(np.asarray(jax.devices()[:devices]), ("replications",))
+        self.module = leap if kind == "leap" else exact
+
+        def chain(leaves: Any, numbers: Any, keys: Any) -> Any:
+            policy = jax.tree.unflatten(structure, leaves)
+            return self.module.Chain(policy, numbers, keys, shape, generator)
+
+        def start(leaves: Any, numbers: Any, keys: Any) -> Any:
+            return self.module.initial_state(chain(leaves, numbers, keys))
+
+        def advance(leaves: Any, numbers: Any, keys: Any, state: Any, window: Any, length: Any, steps: Any) -> Any:
+            return self.module.advance(chain(leaves, numbers, keys), state, window, length, steps)
+
+        leaves = [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in shapes]
+        numbers = jax.eval_shape(lambda: _numbers_like(shape.classes))
+        keys = jax.ShapeDtypeStruct((2, block), np.uint32)
+        state = jax.eval_shape(start, leaves, numbers, keys)
+        totals = jax.eval_shape(lambda: Totals.zeros(shape.classes, block))
+        spec = PartitionSpec
+        fixed = (spec(), spec(), spec(None, "replications"))
+        state_specs = jax.tree.map(lambda axis: _spec(axis), self.module.replication_axes(state))
+        total_specs = jax.tree.map(lambda leaf: _spec(leaf.ndim - 1), totals)
+        scalar = spec()
+        wrap = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False)
+        start_mapped = wrap(start, in_specs=fixed, out_specs=state_specs)
+        advance_mapped = wrap(
+            advance,
+            in_specs=(*fixed, state_specs, scalar, scalar, scalar),
+            out_specs=(state_specs, total_specs),
+        )
+        i32, f32 = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.float32)
+        place = functools.partial(self._placed)
+        given = (place(leaves, None), place(numbers, None), place(keys, 1))
+        state = jax.tree.map(
+            lambda leaf, axis: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(axis)),
+            state,
+            self.module.replication_axes(state),
+        )
+        small = (place(i32, None), place(f32, None), place(i32, None))
+        self._start = jax.jit(start_mapped).lower(*given).compile()
+        self._advance = jax.jit(advance_mapped, donate_argnums=3).lower(*given, state, *small).compile()
+        self.text = self._advance.as_text
+
+    def sharding(self, axis: int | None) -> NamedSharding:
+        """Replications along `axis` spread over the devices; None: every device has a copy."""
+        return NamedSharding(self.mesh, PartitionSpec() if axis is None else _spec(axis))
+
+    def _placed(self, tree: Any, axis: int | None) -> Any:
+        sharding = self.sharding(axis)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    def _put(self, tree: Any) -> Any:
+        return jax.device_put(tree, self.sharding(None))
+
+    def start(self, leaves: Any, numbers: Any, keys: Any) -> Any:
+        """An empty cluster."""
+        return self._start(self._put(leaves), self._put(numbers), keys)
+
+    def advance(
+        self, leaves: Any, numbers: Any, keys: Any, state: Any, window: Any, length: Any, steps: Any
+    ) -> tuple[Any, Totals]:
+        """One window on."""
+        return self._advance(
+            self._put(leaves), self._put(numbers), keys, state, *self._put((window, length, steps))
+        )
+
+    def status(self, state: Any) -> Any:
+        """The status of each replication: 0 when all is well."""
+        return state.status
+
+    def levels(self, state: Any) -> Any:
+        """The numbers in each stage."""
+        return self.module.levels_of(state)
+
+
+def _spec(axis: int) -> PartitionSpec:
+    return PartitionSpec(*([None] * axis), "replications")
+
+
+def _numbers_like(classes: int) -> Any:
+    from .base import Numbers
+
+    one, column = jnp.zeros(1, jnp.int32), jnp.zeros((classes, 1), jnp.float32)
+    return Numbers(one, one, one, column, column, column, column, column)
+
+
+@functools.lru_cache(maxsize=256)
+def _program(
+    kind: str, shape: Shape, generator: Generator, structure: Any, shapes: tuple, block: int, devices: int
+) -> _Program:
+    return _Program(kind, shape, generator, structure, shapes, block, devices)

@@ -1,0 +1,53 @@
+"""Policies: the published ones by name, and the parts from which to write one's own."""
+
+from ._policy.base import AbstractGate, AbstractRouter, Observation, Partition, Policy, Pool
+from ._policy.gates import FcfsGate, OccupancyGate, PriorityGate, QueueGate
+from ._policy.presets import (
+    PRESETS,
+    TABLE,
+    fcfs_route,
+    gate_and_route,
+    gate_fcfs,
+    gate_immediate,
+    load_policy,
+    price_and_pack,
+    prioritize_and_route,
+    sarathi,
+    sli_gate_and_route,
+)
+from ._policy.routers import (
+    ImmediateRouter,
+    PackingRouter,
+    PrefillFirstRouter,
+    RandomisedRouter,
+    SoloFirstRouter,
+)
+
+__all__ = [
+    "PRESETS",
+    "TABLE",
+    "AbstractGate",
+    "AbstractRouter",
+    "FcfsGate",
+    "ImmediateRouter",
+    "Observation",
+    "OccupancyGate",
+    "PackingRouter",
+    "Partition",
+    "Policy",
+    "Pool",
+    "PrefillFirstRouter",
+    "PriorityGate",
+    "QueueGate",
+    "RandomisedRouter",
+    "SoloFirstRouter",
+    "fcfs_route",
+    "gate_and_route",
+    "gate_fcfs",
+    "gate_immediate",
+    "load_policy",
+    "price_and_pack",
+    "prioritize_and_route",
+    "sarathi",
+    "sli_gate_and_route",
+]
