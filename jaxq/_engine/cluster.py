@@ -302,8 +302,11 @@ class _Program:
             self.module.replication_axes(state),
         )
         small = (place(i32, None), place(f32, None), place(i32, None))
-        self._start = jax.jit(start_mapped).lower(*given).compile()
-        self._advance = jax.jit(advance_mapped, donate_argnums=3).lower(*given, state, *small).compile()
+        kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+        summed = jax.tree.map(lambda leaf: self.sharding(leaf.ndim - 1), totals)
+        self._start = jax.jit(start_mapped, out_shardings=kept).lower(*given).compile()
+        advance_jitted = jax.jit(advance_mapped, out_shardings=(kept, summed), donate_argnums=3)
+        self._advance = advance_jitted.lower(*given, state, *small).compile()
         self.text = self._advance.as_text
 
     def sharding(self, axis: int | None) -> NamedSharding:

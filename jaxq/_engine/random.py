@@ -81,7 +81,7 @@ def stream(
     keys: UInt32[Array, "2 replications"],
     purpose: Purpose,
     window: Shaped[Array, ""] | int,
-    index: Int[Array, "*batch"],
+    index: Shaped[Array, "*batch"],
     generator: Generator,
 ) -> Stream:
     """The stream of `purpose` at `index` (a step, an arrival's number) of a window of time."""

@@ -1,0 +1,113 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._errors import InputError
+
+if TYPE_CHECKING:
+    from .._instance import Instance
+
+InstanceFile = Annotated[Path, typer.Argument(metavar="FILE", help="Instance, a TOML file.", show_default=False)]
+
+OptionalInstanceFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[FILE]",
+        help="Instance, a TOML file; the reference instance of \\[Lin26] when left out.",
+        show_default=False,
+    ),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the random numbers; the same seed, the same results.")]
+
+MAX_SEED = 2**31 - 1
+
+
+def read_instance(file: Path | None) -> Instance:
+    """The instance in a file; the reference instance when there is none.
+
+    **Raises:** `InputError` that names the file, the field and what would be right.
+    """
+    from .._instance_file import load_instance
+
+    if file is not None:
+        return load_instance(file)
+    from importlib.resources import as_file
+
+    from .._presets import bundled_folder
+
+    with as_file(bundled_folder("instances") / "a100_qwen8b_two_class.toml") as path:
+        return load_instance(path)
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """The whole numbers of at least 1 in a text like `20,50,200`, each once.
+
+    **Raises:** `InputError` that names the option.
+    """
+    numbers = []
+    for part in text.split(","):
+        try:
+            number = int(part)
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise InputError(f"{option}: expected whole numbers of at least 1, as in 20,50; got {part.strip()!r}")
+        numbers.append(number)
+    return tuple(dict.fromkeys(numbers))
+
+
+def policy_references(text: str) -> tuple[str, ...]:
+    """The policies in a text like `gate_and_route,my_module:MyPolicy`, each once; `all` is every preset.
+
+    **Raises:** `InputError` for an empty text.
+    """
+    from .._policy.presets import PRESETS
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise InputError("--policy: expected names as in gate_and_route,sarathi (or all); got none")
+    names = [name for part in parts for name in (PRESETS if part == "all" else (part,))]
+    return tuple(dict.fromkeys(names))
+
+
+def check_number(value: float | None, option: str, *, least: float = 0.0, above: bool = False) -> None:
+    """Refuse a number that is not finite, below `least`, or (with `above`) equal to it; None passes."""
+    if value is None:
+        return
+    if not math.isfinite(value) or value < least or (above and value == least):
+        wanted = f"above {least:g}" if above else f"of at least {least:g}"
+        raise InputError(f"{option}: expected a finite number {wanted}, got {value:g}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed out of range."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"--seed: expected a whole number from 0 to {MAX_SEED}, got {seed}")
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; what is not finite becomes null."""
+    typer.echo(json.dumps(plain(value), allow_nan=False, indent=2))
+
+
+def plain(value: Any) -> Any:
+    """Numbers, texts, lists and dictionaries that JSON holds; None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,542 @@
+"""The leap stepper: time steps, all GPUs at once, at most one event on each GPU in a step.
+
+A step has three parts: what happens to every GPU (one random word each), how many requests arrive, leave and end in the
+solo group (one uniform number each), and the decisions. Decisions are taken one after another on the counts, as the exact
+chain takes them, in loops as long as the replication with most of them; GPUs are chosen afterwards for all of them at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from .._policy.base import Policy, Pool
+from . import counts
+from .base import (
+    Levels,
+    Numbers,
+    PerClass,
+    Totals,
+    choose_pool,
+    choose_start,
+    class_sum,
+    compute_once,
+    draw,
+    gpu_pools,
+    one_hot,
+)
+from .random import Generator, Purpose, Stream, stream, to_index, to_uniform
+from .shape import Shape
+
+WORD = 32
+
+Mask = Bool[Array, "replications gpus"]
+PerReplication = Int[Array, " replications"]
+
+
+class LeapState(eqx.Module):
+    """Everything a step needs.
+
+    - `prefill`: for each GPU the class of its prefill, from 1; 0: none; -1: no such GPU (padding).
+    - `decodes`: for each class and GPU its decodes.
+    - `levels`: numbers in each stage; `decodes_solo` includes those of the solo group.
+    - `solo`: decodes of the solo group by class.
+    - `status`: 0, or 1 once the router had no place for a request.
+    """
+
+    prefill: Int[Array, "replications gpus"]
+    decodes: Int[Array, "classes replications gpus"]
+    levels: Levels
+    solo: PerClass
+    status: PerReplication
+
+
+class Happened(eqx.Module):
+    """What happened in a step before any decision, by class and replication."""
+
+    finished: PerClass
+    ended: PerClass
+    arrived: PerClass
+    abandoned_prefill: PerClass
+    abandoned_decode: Int[Array, "buffers classes replications"]
+    ended_solo: PerClass
+
+
+class Placed(eqx.Module):
+    """Decisions on finished and waiting requests: how many of each class go to each pool of GPUs, by `Chain.atoms`."""
+
+    levels: Levels
+    solo: PerClass
+    own: PerClass
+    atoms: Int[Array, "atoms classes replications"]
+    room: Int[Array, "atoms replications"]
+    own_room: PerClass
+    status: PerReplication
+
+
+class Chain(eqx.Module):
+    """The time-stepped chain of one policy on one instance."""
+
+    policy: Policy
+    numbers: Numbers
+    keys: UInt32[Array, "2 replications"]
+    shape: Shape = eqx.field(static=True)
+    generator: Generator = eqx.field(static=True)
+
+    def once(self, values: Any) -> Any:
+        """The same values, computed once: see `compute_once`."""
+        return compute_once(self.numbers.n_gpus[0] > 0, values)
+
+    @property
+    def stays(self) -> bool:
+        """Whether every request decodes where it prefilled: then nothing has to be routed."""
+        return self.policy.router.pools == (Pool.OWN,) and not self.shape.partitioned
+
+    @property
+    def atoms(self) -> tuple[Pool, ...]:
+        """Disjoint sets of GPUs that the router's pools are made of."""
+        pools = gpu_pools(self.policy)
+        if Pool.WITH_PREFILL in pools or Pool.WITHOUT_PREFILL in pools:
+            return Pool.WITH_PREFILL, Pool.WITHOUT_PREFILL
+        needs_any = bool(pools) or bool(self.policy.router.buffers)
+        return (Pool.MIXED,) if needs_any else ()
+
+    # One step.
+
+    def step(self, state: LeapState, totals: Totals, window: Array, index: Array, dt: Array) -> tuple:
+        """One step of `dt` seconds."""
+
+        def rand(purpose: Purpose) -> Stream:
+            return stream(self.keys, purpose, window, index, self.generator)
+
+        totals = _integrate(totals, state.levels, dt)
+        code = self.gpu_events(state, rand(Purpose.GPU), dt)
+        happened = self.count_events(state, code, rand, dt)
+        state = self.once(self.apply(state, code, happened))
+        totals = _count(totals, happened)
+        finished_here = code > self.shape.classes
+        if self.policy.route_first:
+            state = self.route(state, happened, code, finished_here, rand)
+            state = self.gate(state, rand)
+        else:
+            state = self.gate(state, rand)
+            state = self.route(state, happened, code, finished_here, rand)
+        return self.recount(state), totals
+
+    def gpu_events(self, state: LeapState, rand: Stream, dt: Array) -> Int[Array, "replications gpus"]:
+        """The event of each GPU: 0 none; 1 + c, a decode of class c ends; 1 + I + c, the prefill of class c ends.
+
+        Chances are rate times `dt`, which keeps the mean of every service time exactly.
+        """
+        numbers, classes = self.numbers, self.shape.classes
+        uniform = to_uniform(rand.expand(-1).words(jnp.arange(self.shape.gpus)[None, :]))
+        busy = state.prefill > 0
+        upto = jnp.zeros_like(uniform)
+        code = jnp.zeros(uniform.shape, jnp.int32)
+        found = jnp.zeros(uniform.shape, bool)
+        for c in range(classes):
+            upto = upto + jnp.where(state.prefill == c + 1, dt * numbers.mu_prefill[c][:, None], 0.0)
+        here = uniform < upto
+        code = jnp.where(here, classes + state.prefill.astype(jnp.int32), code)
+        found = found | here
+        for c in range(classes):
+            rate = jnp.where(busy, dt * numbers.mu_mixed[c][:, None], dt * numbers.mu_solo[c][:, None])
+            upto = upto + rate * state.decodes[c].astype(jnp.float32)
+            here = ~found & (uniform < upto)
+            code = jnp.where(here, 1 + c, code)
+            found = found | here
+        return self.once(code.astype(state.prefill.dtype))
+
+    def count_events(self, state: LeapState, code: Array, rand: Callable, dt: Array) -> Happened:
+        """How many of each event happen, from the GPUs' events and one uniform number for each other count."""
+        numbers, classes, levels = self.numbers, self.shape.classes, state.levels
+        finished = jnp.stack([_number(code == 1 + classes + c) for c in range(classes)])
+        ended = jnp.stack([_number(code == 1 + c) for c in range(classes)])
+        arrivals = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
+        mean = jnp.broadcast_to(numbers.arrival_rate * dt, arrivals.shape)
+        buffers = levels.decode_queue.shape[0]
+        waiting = [levels.prefill_queue, *levels.decode_queue]
+        leaving = [jnp.broadcast_to(numbers.patience_rate * dt, levels.prefill_queue.shape)] * (1 + buffers)
+        if self.shape.partitioned:
+            waiting.append(state.solo)
+            leaving.append(jnp.broadcast_to(numbers.mu_solo * dt, state.solo.shape))
+        trials = jnp.concatenate(waiting)
+        uniforms = rand(Purpose.ABANDONMENT).uniforms(jnp.arange(trials.shape[0])[:, None])
+        arrived = self.once(counts.poisson(mean, arrivals))
+        left = self.once(counts.binomial(trials, jnp.concatenate(leaving), uniforms))
+        rows = left.reshape(-1, classes, left.shape[1])
+        happened = Happened(
+            finished=finished,
+            ended=ended,
+            arrived=arrived,
+            abandoned_prefill=rows[0],
+            abandoned_decode=rows[1 : 1 + buffers],
+            ended_solo=rows[1 + buffers] if self.shape.partitioned else jnp.zeros_like(arrived),
+        )
+        return self.once(happened)
+
+    def apply(self, state: LeapState, code: Array, happened: Happened) -> LeapState:
+        """The effect of all events before the policy acts."""
+        classes, levels = self.shape.classes, state.levels
+        classes_here = jnp.arange(classes)[:, None, None]
+        decodes = state.decodes - (code[None] == 1 + classes_here).astype(state.decodes.dtype)
+        prefill = jnp.where(code > classes, 0, state.prefill)
+        mixed = jnp.sum(jnp.where(prefill[None] > 0, decodes, 0), axis=2, dtype=jnp.int32)
+        total = levels.decodes_mixed + levels.decodes_solo - happened.ended - happened.ended_solo
+        levels = Levels(
+            prefills=levels.prefills - happened.finished,
+            decodes_mixed=mixed,
+            decodes_solo=total - mixed,
+            prefill_queue=levels.prefill_queue + happened.arrived - happened.abandoned_prefill,
+            decode_queue=levels.decode_queue - happened.abandoned_decode,
+        )
+        return replace(
+            state, prefill=prefill, decodes=decodes, levels=levels, solo=state.solo - happened.ended_solo
+        )
+
+    def recount(self, state: LeapState) -> LeapState:
+        """Bring the split between mixed and solo decodes up to date with the prefills that started."""
+        levels = state.levels
+        busy = (state.prefill > 0)[None]
+        mixed = jnp.sum(jnp.where(busy, state.decodes, 0), axis=2, dtype=jnp.int32)
+        total = levels.decodes_mixed + levels.decodes_solo
+        levels = replace(levels, decodes_mixed=mixed, decodes_solo=total - mixed)
+        return replace(state, levels=levels)
+
+    # What a GPU can take.
+
+    def load(self, state: LeapState) -> Int[Array, "replications gpus"]:
+        """Decodes on each GPU."""
+        return jnp.sum(state.decodes, axis=0, dtype=jnp.int32)
+
+    def can_start(self, state: LeapState) -> Mask:
+        """The GPUs that could start a prefill."""
+        idle = state.prefill == 0
+        return idle if self.shape.partitioned else idle & (self.load(state) < self.numbers.batch_size[:, None])
+
+    def in_atom(self, atom: Pool, state: LeapState, excluded: Mask) -> Mask:
+        """The GPUs of an atom that have a free decode slot."""
+        reserved = 1 if self.shape.partitioned else (state.prefill > 0).astype(jnp.int32)
+        room = (state.prefill >= 0) & (self.load(state) < self.numbers.batch_size[:, None] - reserved) & ~excluded
+        if atom is Pool.WITH_PREFILL:
+            return room & (state.prefill > 0)
+        return room & (state.prefill == 0) if atom is Pool.WITHOUT_PREFILL else room
+
+    # Decisions.
+
+    def gate(self, state: LeapState, rand: Callable) -> LeapState:
+        """Start prefills, one decision after another."""
+        words = rand(Purpose.GATE)
+        idle_here = self.can_start(state)
+        idle, before = self.once((_number(idle_here), state.levels))
+        available = self.no_available()
+
+        def undecided(carry: tuple) -> Array:
+            _, levels, left = carry
+            return jnp.any((left > 0) & (class_sum(levels.prefill_queue) > 0))
+
+        def decide(carry: tuple) -> tuple:
+            turn, levels, left = carry
+            observation = levels.observe(self.numbers, left, available)
+            choice = choose_start(self.policy, observation, words.uniforms(turn))
+            refused = choice == self.shape.classes
+            started = self.once(one_hot(choice, self.shape.classes, left > 0))
+            levels = replace(
+                levels,
+                prefills=levels.prefills + started,
+                prefill_queue=levels.prefill_queue - started,
+            )
+            # A gate that starts nothing is not asked again in this step.
+            return turn + 1, levels, jnp.where(refused, 0, left - (left > 0))
+
+        _, levels, _ = lax.while_loop(undecided, decide, (jnp.int32(0), before, idle))
+        started = levels.prefills - before.prefills
+        rank = self.ranks(idle_here, idle, rand(Purpose.PLACE).words(0))
+        chosen = _by_class(rank, idle_here, started)
+        prefill = state.prefill
+        for c in range(self.shape.classes):
+            prefill = jnp.where(chosen[c], jnp.asarray(c + 1, prefill.dtype), prefill)
+        return replace(state, prefill=prefill, levels=levels)
+
+    def no_available(self) -> list[Array]:
+        """Room by pool as gates see it in this stepper: not counted, one each."""
+        return [jnp.ones(self.keys.shape[1], jnp.int32)] * len(self.policy.router.pools)
+
+    def route(
+        self, state: LeapState, happened: Happened, code: Array, finished_here: Mask, rand: Callable
+    ) -> LeapState:
+        """Give freed slots to waiting requests, then place the finished ones, one decision after another."""
+        classes = self.shape.classes
+        finished_class = [(code == 1 + classes + c) for c in range(classes)]
+        if self.stays:
+            added = jnp.stack(finished_class).astype(state.decodes.dtype)
+            levels = state.levels
+            levels = replace(levels, decodes_solo=levels.decodes_solo + happened.finished)
+            return replace(state, decodes=state.decodes + added, levels=levels)
+        has_own = Pool.OWN in self.policy.router.pools
+        nowhere = jnp.zeros_like(finished_here)
+        excluded = finished_here if has_own else nowhere
+        inside = [self.in_atom(atom, state, excluded) for atom in self.atoms]
+        own_inside = [mask & self.in_atom(Pool.MIXED, state, nowhere) for mask in finished_class] if has_own else []
+        replications = self.keys.shape[1]
+        none = jnp.zeros((classes, replications), jnp.int32)
+        placed = Placed(
+            levels=state.levels,
+            solo=state.solo,
+            own=none,
+            atoms=jnp.zeros((len(self.atoms), classes, replications), jnp.int32),
+            room=jnp.stack([_number(mask) for mask in inside]) if inside else none[:0],
+            own_room=jnp.stack([_number(mask) for mask in own_inside]) if has_own else none,
+            status=state.status,
+        )
+        placed = start = self.once(placed)
+        if self.policy.router.buffers:
+            placed = self.admit_waiting(placed, rand(Purpose.ADMISSION))
+        placed = self.route_finished(placed, happened.finished, rand(Purpose.ROUTE))
+        decodes = state.decodes
+        places = rand(Purpose.PLACE)
+        sets = list(zip(inside, placed.atoms, start.room, strict=True))
+        if has_own:
+            sets += list(zip(own_inside, _diagonal(placed.own), start.own_room, strict=True))
+        for k, (mask, amounts, size) in enumerate(sets):
+            rank = self.ranks(mask, size, places.words(1 + k))
+            decodes = decodes + jnp.stack(_by_class(rank, mask, amounts)).astype(decodes.dtype)
+        return replace(state, decodes=decodes, levels=placed.levels, solo=placed.solo, status=placed.status)
+
+    def solo_room(self, placed: Placed) -> PerReplication:
+        """Free decode slots of the solo group."""
+        return self.numbers.solo_capacity - class_sum(placed.solo)
+
+    def available(self, placed: Placed, own: PerReplication) -> list[Array]:
+        """Room in each pool of the router."""
+        rooms = dict(zip(self.atoms, placed.room, strict=True))
+        rows = []
+        for pool in self.policy.router.pools:
+            if pool is Pool.OWN:
+                rows.append(own)
+            elif pool is Pool.SOLO:
+                rows.append(self.solo_room(placed))
+            else:
+                rows.append(rooms[pool] if pool in rooms else jnp.ones_like(own))
+        return rows
+
+    def add(self, placed: Placed, request: PerClass, pool_room: Array, where: Array) -> Placed:
+        """Place one request on a GPU of the atoms marked in `pool_room` (drawn in proportion to their GPUs)."""
+        added = jnp.where(where, request, 0)
+        levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + added)
+        atoms = placed.atoms + pool_room[:, None, :] * added[None]
+        room = placed.room - pool_room * where.astype(jnp.int32)
+        return replace(placed, levels=levels, atoms=atoms, room=room)
+
+    def pick_atom(self, placed: Placed, uniform: Array) -> Array:
+        """Indicator of one atom, in proportion to its GPUs with room."""
+        if len(self.atoms) == 1:
+            return jnp.ones_like(placed.room)
+        index, _ = draw(placed.room.astype(jnp.float32), uniform)
+        return one_hot(index, len(self.atoms))
+
+    def admit_waiting(self, placed: Placed, words: Stream) -> Placed:
+        """Waiting requests take free slots, each drawn as the policy says, until slots or requests run out."""
+        groups = [Pool.MIXED, Pool.SOLO] if self.shape.partitioned else [Pool.MIXED]
+
+        def weights(placed: Placed) -> tuple[list[Array], list[Array]]:
+            available = self.available(placed, jnp.zeros_like(placed.status))
+            seen = placed.levels.observe(self.numbers, jnp.zeros_like(placed.status), available)
+            drawn = [self.policy.router.admission(seen, group) for group in groups]
+            free = [jnp.sum(placed.room, axis=0), self.solo_room(placed)]
+            usable = [
+                jnp.where(jnp.sum(weight, axis=(0, 1)) > 0, slots, 0).astype(jnp.float32)
+                for weight, slots in zip(drawn, free, strict=False)
+            ]
+            return drawn, usable
+
+        def pending(carry: tuple) -> Array:
+            _, placed = carry
+            waiting = jnp.sum(placed.levels.decode_queue, axis=(0, 1)) > 0
+            return jnp.any(waiting & (sum(weights(placed)[1]) > 0))
+
+        def admit(carry: tuple) -> tuple:
+            turn, placed = carry
+            drawn, usable = self.once(weights(placed))
+            group, total = draw(jnp.stack(usable), words.uniforms(3 * turn))
+            weight = drawn[0]
+            if len(groups) > 1:
+                weight = jnp.where(group == 1, drawn[1], drawn[0])
+            buffers, classes = weight.shape[:2]
+            index, _ = draw(weight.reshape(buffers * classes, -1), words.uniforms(3 * turn + 1))
+            taken = one_hot(index, buffers * classes, total > 0).reshape(buffers, classes, -1)
+            taken, group = self.once((taken, group))
+            request = jnp.sum(taken, axis=0)
+            levels = replace(placed.levels, decode_queue=placed.levels.decode_queue - taken)
+            placed = replace(placed, levels=levels)
+            if len(groups) > 1:
+                placed = self.to_solo(placed, request, group == 1)
+            atom = self.pick_atom(placed, words.uniforms(3 * turn + 2))
+            placed = self.add(placed, request, atom, (group == 0) & (total > 0))
+            return turn + 1, self.once(placed)
+
+        return lax.while_loop(pending, admit, (jnp.int32(0), placed))[1]
+
+    def to_solo(self, placed: Placed, request: PerClass, where: Array) -> Placed:
+        """Start a decode in the solo group."""
+        entered = jnp.where(where, request, 0)
+        levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + entered)
+        return replace(placed, levels=levels, solo=placed.solo + entered)
+
+    def route_finished(self, placed: Placed, finished: PerClass, words: Stream) -> Placed:
+        """Place the requests that finished prefill, in random order."""
+        pools, router = self.policy.router.pools, self.policy.router
+        atoms = self.atoms
+
+        def pending(carry: tuple) -> Array:
+            return jnp.any(carry[2] > 0)
+
+        def place(carry: tuple) -> tuple:
+            turn, placed, left = carry
+            request_class, total = draw(left.astype(jnp.float32), words.uniforms(2 * turn))
+            here = total > 0
+            request = one_hot(request_class, self.shape.classes, here)
+            request, request_class, here = self.once((request, request_class, here))
+            available = self.available(placed, class_sum(request * placed.own_room))
+            seen = placed.levels.observe(self.numbers, jnp.zeros_like(request_class), available)
+            choice = self.once(choose_pool(self.policy, seen, request_class, words.uniforms(2 * turn + 1)))
+            status = jnp.where(here & (choice == len(pools)), 1, placed.status)
+            placed = replace(placed, status=status)
+            if Pool.OWN in pools:
+                own = jnp.where(choice == pools.index(Pool.OWN), request, 0)
+                levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + own)
+                placed = replace(placed, levels=levels, own=placed.own + own, own_room=placed.own_room - own)
+            if Pool.SOLO in pools:
+                placed = self.to_solo(placed, request, choice == pools.index(Pool.SOLO))
+            for k, buffer in enumerate(router.buffers):
+                waits = jnp.where(choice == pools.index(buffer), request, 0)
+                queue = placed.levels.decode_queue.at[k].add(waits)
+                placed = replace(placed, levels=replace(placed.levels, decode_queue=queue))
+            marks = [(choice == pools.index(a)) & here if a in pools else jnp.zeros_like(here) for a in atoms]
+            if marks:
+                mark = jnp.stack(marks).astype(jnp.int32)
+                placed = self.add(placed, request, mark, jnp.any(mark > 0, axis=0))
+            return turn + 1, self.once(placed), left - request
+
+        return lax.while_loop(pending, place, (jnp.int32(0), placed, finished))[1]
+
+    def ranks(self, mask: Mask, size: PerReplication, word: UInt32[Array, " replications"]) -> Int[Array, "replications gpus"]:
+        """Number the members of each set from a random one on, so that the first K are a uniformly placed run of K.
+
+        Each member is among the first K with the same chance, whatever K.
+        """
+        replications, gpus = mask.shape
+        lanes = jnp.arange(WORD, dtype=jnp.uint32)
+        bits = jnp.where(mask.reshape(replications, -1, WORD), jnp.uint32(1) << lanes, jnp.uint32(0))
+        words = jnp.sum(bits, axis=2, dtype=jnp.uint32)
+        number = lax.population_count(words).astype(jnp.int32)
+        before = jnp.cumsum(number, axis=1) - number
+        words, before, start = self.once((words, before, to_index(word, size)))
+        below = lax.population_count(words[:, :, None] & ((jnp.uint32(1) << lanes) - jnp.uint32(1)))
+        rank = (before[:, :, None] + below.astype(jnp.int32)).reshape(replications, gpus) - start[:, None]
+        return jnp.where(rank < 0, rank + size[:, None], rank)
+
+
+def _number(mask: Mask) -> PerReplication:
+    return jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+
+def _diagonal(amounts: PerClass) -> list[PerClass]:
+    """One row of amounts for each class, zero but for that class."""
+    rows = jnp.arange(amounts.shape[0])[:, None]
+    return [jnp.where(rows == c, amounts, 0) for c in range(amounts.shape[0])]
+
+
+def _by_class(rank: Array, mask: Mask, amounts: PerClass) -> list[Mask]:
+    """The members that take a request of each class: the first so many of class 0, then of class 1, and so on."""
+    chosen, low = [], jnp.zeros_like(amounts[0])
+    for amount in amounts:
+        high = low + amount
+        chosen.append(mask & (rank >= low[:, None]) & (rank < high[:, None]))
+        low = high
+    return chosen
+
+
+def _integrate(totals: Totals, levels: Levels, dt: Float[Array, ""]) -> Totals:
+    waiting = levels.decode_queue
+    queued = class_sum(waiting) if waiting.shape[0] else jnp.zeros_like(levels.prefills)
+    return replace(
+        totals,
+        prefills=totals.prefills + dt * levels.prefills,
+        decodes_mixed=totals.decodes_mixed + dt * levels.decodes_mixed,
+        decodes_solo=totals.decodes_solo + dt * levels.decodes_solo,
+        prefill_queue=totals.prefill_queue + dt * levels.prefill_queue,
+        decode_queue=totals.decode_queue + dt * queued,
+    )
+
+
+def _count(totals: Totals, happened: Happened) -> Totals:
+    left_decode = jnp.sum(happened.abandoned_decode, axis=0)
+    ended = happened.ended + happened.ended_solo
+    every = happened.arrived + happened.abandoned_prefill + happened.finished + left_decode + ended
+    return replace(
+        totals,
+        arrivals=totals.arrivals + happened.arrived,
+        abandoned_prefill=totals.abandoned_prefill + happened.abandoned_prefill,
+        prefills_completed=totals.prefills_completed + happened.finished,
+        abandoned_decode=totals.abandoned_decode + left_decode,
+        completions=totals.completions + ended,
+        events=totals.events + class_sum(every),
+    )
+
+
+def initial_state(chain: Chain) -> LeapState:
+    """An empty cluster."""
+    shape, replications = chain.shape, chain.keys.shape[1]
+    none = jnp.zeros((shape.classes, replications), jnp.int32)
+    buffers = len(chain.policy.router.buffers)
+    real = jnp.arange(shape.gpus)[None, :] < chain.numbers.mixed_gpus[:, None]
+    prefill = jnp.broadcast_to(jnp.where(real, 0, -1), (replications, shape.gpus))
+    kind = _count_type(shape)
+    return LeapState(
+        prefill=prefill.astype(jnp.int8),
+        decodes=jnp.zeros((shape.classes, replications, shape.gpus), kind),
+        levels=Levels(none, none, none, none, jnp.zeros((buffers, shape.classes, replications), jnp.int32)),
+        solo=none,
+        status=none[0],
+    )
+
+
+def _count_type(shape: Shape) -> Any:
+    return jnp.int8 if shape.batch < 128 else jnp.int16
+
+
+def bytes_per_gpu(shape: Shape) -> int:
+    """Bytes of state that a GPU needs in one replication."""
+    return 1 + shape.classes * (1 if shape.batch < 128 else 2)
+
+
+def replication_axes(state: LeapState) -> LeapState:
+    """The axis of each array along which replications lie."""
+    axes = jax.tree.map(lambda leaf: leaf.ndim - 1, state)
+    return replace(axes, prefill=0, decodes=1)
+
+
+def levels_of(state: LeapState) -> Levels:
+    """The numbers in each stage."""
+    return state.levels
+
+
+def advance(
+    chain: Chain, state: LeapState, window: Int[Array, ""], dt: Float[Array, ""], steps: Int[Array, ""]
+) -> tuple[LeapState, Totals]:
+    """Run every replication through `steps` steps of `dt` seconds."""
+    totals = Totals.zeros(chain.shape.classes, chain.keys.shape[1])
+
+    def body(index: Array, carry: tuple) -> tuple:
+        return chain.step(*carry, window, index, dt)
+
+    return lax.fori_loop(0, steps, body, (state, totals))
