@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from jaxq._calibration import Calibration, Estimate, calibrate, calibrate_file
+from jaxq._calibration import Calibration, Coefficient, calibrate, calibrate_file
 from jaxq._errors import InputError
 
 SOLO_BATCH = 16
@@ -93,9 +93,9 @@ def _lin26() -> list[dict[str, Any]]:
             "tensor_parallel": 1,
             "fit": "published",
             "chunk_range": [1.0, math.inf],
-            "alpha": Estimate(alpha),
-            "beta": Estimate(beta),
-            "solo_iteration_time": Estimate(solo),
+            "alpha": Coefficient(alpha),
+            "beta": Coefficient(beta),
+            "solo_iteration_time": Coefficient(solo),
             "notes": "The paper states R^2 > 0.99; its experiments use chunks of 256 tokens."
             + (" It gives the decode iteration as gamma = 52.63/s." if size == "4b" else ""),
         }
@@ -118,7 +118,7 @@ def _vidur(file: Path) -> list[dict[str, Any]]:
     return presets
 
 
-def _of_law(law: Calibration, solo: Estimate) -> dict[str, Any]:
+def _of_law(law: Calibration, solo: Coefficient) -> dict[str, Any]:
     return {
         "fit": "law",
         "chunk_range": [float(math.ceil(law.knee.value)), law.token_range[1]],
@@ -171,7 +171,7 @@ def _splitwise_preset(
     return about | fit | {"notes": about_solo + about_fit + about_dropped + about_cap}
 
 
-def _solo(rows: list[dict[str, float]]) -> tuple[Estimate, str]:
+def _solo(rows: list[dict[str, float]]) -> tuple[Coefficient, str]:
     """The decode iteration at the batch size of the reference instance, and how it varies with the batch."""
     by_batch: dict[int, list[float]] = {}
     for row in rows:
@@ -186,7 +186,7 @@ def _solo(rows: list[dict[str, float]]) -> tuple[Estimate, str]:
         f"({1000 * np.mean(by_batch[first]):.1f} ms at batch {first}, {1000 * np.mean(by_batch[last]):.1f} "
         f"ms at batch {last}), measured apart from the prompt phases."
     )
-    return Estimate(mean, (mean - half, mean + half)), note
+    return Coefficient(mean, (mean - half, mean + half)), note
 
 
 def _prompts(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray, str]:
@@ -223,7 +223,7 @@ def _size_means(tokens: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.n
     return sizes, np.array([times[tokens == size].mean() for size in sizes])
 
 
-def _of_line(tokens: np.ndarray, times: np.ndarray, solo: Estimate) -> dict[str, Any]:
+def _of_line(tokens: np.ndarray, times: np.ndarray, solo: Coefficient) -> dict[str, Any]:
     """A straight line, by least squares of relative errors, on the best run of sizes on which it holds."""
     sizes, means = _size_means(tokens, times)
     low, high = _best_run(sizes, means)
@@ -259,7 +259,7 @@ def _line(sizes: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.polyfit(sizes, means, 1, w=1 / means)
 
 
-def _line_intervals(sizes: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, list[Estimate]]:
+def _line_intervals(sizes: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, list[Coefficient]]:
     """The line (slope, intercept) and its intervals, by the wild bootstrap that `calibrate` uses for laws."""
     line = _line(sizes, means)
     fitted = np.polyval(line, sizes)
@@ -271,7 +271,7 @@ def _line_intervals(sizes: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, l
     draws = np.array([_line(sizes, fitted * np.exp(residual * factor)) for factor in factors])
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     return line, [
-        Estimate(float(x), (float(2 * x - b), float(2 * x - a)))
+        Coefficient(float(x), (float(2 * x - b), float(2 * x - a)))
         for x, a, b in zip(line, low, high, strict=True)
     ]
 
@@ -295,7 +295,7 @@ def _toml(campaign: dict[str, str], presets: list[dict[str, Any]], digits: int =
         lines += ["", "[[presets]]"]
         for key, value in preset.items():
             unit = f"  # {_UNITS[key]}" if key in _UNITS else ""
-            if isinstance(value, Estimate):
+            if isinstance(value, Coefficient):
                 lines.append(f"{key} = {_value(value.value, digits)}{unit}")
                 if value.ci95 is not None:
                     lines.append(f"{key}_ci95 = {_value(list(value.ci95), digits)}")

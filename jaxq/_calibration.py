@@ -37,7 +37,7 @@ _FLAT = 1e-6
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Coefficient:
     """A number with its 95 % interval; `ci95` is None for a published number that came without one."""
 
     value: float
@@ -64,10 +64,10 @@ class Calibration:
     - `num_tokens`, `iteration_time_s`: the measurements, tokens and s, each of shape `(measurements,)`.
     """
 
-    base: Estimate
-    slope: Estimate
-    knee: Estimate
-    alpha: Estimate
+    base: Coefficient
+    slope: Coefficient
+    knee: Coefficient
+    alpha: Coefficient
     r2: float
     max_relative_error: float
     num_tokens: Float[np.ndarray, " measurements"]
@@ -261,7 +261,7 @@ def plot_calibration(calibration: Calibration) -> Figure:
     return figure
 
 
-def _mark_knee(axes: Axes, knee: Estimate) -> None:
+def _mark_knee(axes: Axes, knee: Coefficient) -> None:
     if knee.ci95 is not None:
         axes.axvspan(*knee.ci95, color="0.9", linewidth=0)
     axes.axvline(knee.value, color="0.6", linestyle="--", linewidth=1)
@@ -309,7 +309,7 @@ def _calibrate(tokens: np.ndarray, times: np.ndarray, bootstrap: int, seed: int,
     _check_knee(intervals["knee"], sizes)
     fitted = _knee_law.evaluate(law, tokens)[0]
     return Calibration(
-        **{name: Estimate(float(x), intervals[name]) for name, (x,) in _coefficients(law).items()},
+        **{name: Coefficient(float(x), intervals[name]) for name, (x,) in _coefficients(law).items()},
         r2=float(1 - np.sum((times - fitted) ** 2) / np.sum((times - times.mean()) ** 2)),
         max_relative_error=float(np.max(np.abs(fitted / times - 1))),
         num_tokens=tokens,

@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ._calibration import Estimate
+from ._calibration import Coefficient
 from ._errors import InputError
 from ._hardware import IterationTime
 
@@ -45,14 +45,14 @@ class Preset:
     gpu: str
     model: str
     tensor_parallel: int
-    alpha: Estimate
-    beta: Estimate
-    solo: Estimate
+    alpha: Coefficient
+    beta: Coefficient
+    solo: Coefficient
     chunk_range: tuple[float, float]
     fit: str
-    base: Estimate | None
-    slope: Estimate | None
-    knee: Estimate | None
+    base: Coefficient | None
+    slope: Coefficient | None
+    knee: Coefficient | None
     r2: float | None
     max_relative_error: float | None
     measurements: int | None
@@ -70,7 +70,7 @@ class Preset:
         """All fields as numbers, lists and texts that JSON holds; None for an infinite end of the range."""
         fields = dict(vars(self))
         for name, value in fields.items():
-            if isinstance(value, Estimate):
+            if isinstance(value, Coefficient):
                 fields[name] = value.to_dict()
         fields["chunk_range"] = [end if math.isfinite(end) else None for end in self.chunk_range]
         return fields
@@ -148,8 +148,8 @@ def _preset(table: Mapping[str, Any], campaign: Mapping[str, Any]) -> Preset:
     )
 
 
-def _estimate(table: Mapping[str, Any], name: str) -> Estimate:
+def _estimate(table: Mapping[str, Any], name: str) -> Coefficient:
     interval = table.get(f"{name}_ci95")
-    return Estimate(
+    return Coefficient(
         float(table[name]), None if interval is None else (float(interval[0]), float(interval[1]))
     )

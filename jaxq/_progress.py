@@ -44,6 +44,10 @@ class ProgressBars:
         if self._bars is not None and self._overall is not None:
             self._bars.advance(self._overall)
 
+    def note(self, line: str) -> None:
+        """A line of its own, such as a warning."""
+        self._console.print(line, highlight=False, markup=False)
+
 
 @contextlib.contextmanager
 def progress_bars(pieces: int) -> Iterator[ProgressBars]:

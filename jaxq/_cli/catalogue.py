@@ -11,7 +11,8 @@ from .options import Json, print_json
 
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Only presets whose name contains it.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="Only presets whose name contains it.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -38,7 +39,16 @@ def presets(
     from rich.table import Table
 
     table = Table()
-    for heading in ("preset", "alpha, s", "beta, s/token", "solo, s", "chunk sizes", "fit", "R²", "worst error"):
+    for heading in (
+        "preset",
+        "alpha, s",
+        "beta, s/token",
+        "solo, s",
+        "chunk sizes",
+        "fit",
+        "R²",
+        "worst error",
+    ):
         table.add_column(heading, justify="left" if heading in ("preset", "fit") else "right", no_wrap=True)
     for preset in chosen:
         low, high = preset.chunk_range

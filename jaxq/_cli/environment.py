@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from .._summary import usable_cores
+
 
 def configure_jax() -> None:
     """Give JAX one CPU device for each usable core and switch its persistent compilation cache on.
@@ -25,13 +27,6 @@ def configure_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cache_folder() -> Path | None:

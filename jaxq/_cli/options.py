@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._errors import InputError
+from .._summary import plain
 
 if TYPE_CHECKING:
     from .._instance import Instance
 
-InstanceFile = Annotated[Path, typer.Argument(metavar="FILE", help="Instance, a TOML file.", show_default=False)]
+InstanceFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Instance, a TOML file.", show_default=False)
+]
 
 OptionalInstanceFile = Annotated[
     Path | None,
@@ -27,9 +30,11 @@ OptionalInstanceFile = Annotated[
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
 
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the random numbers; the same seed, the same results.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Seed of the random numbers; the same seed, the same results.")
+]
 
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**32 - 1
 
 
 def read_instance(file: Path | None) -> Instance:
@@ -61,7 +66,9 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         except ValueError:
             number = 0
         if number < 1:
-            raise InputError(f"{option}: expected whole numbers of at least 1, as in 20,50; got {part.strip()!r}")
+            raise InputError(
+                f"{option}: expected whole numbers of at least 1, as in 20,50; got {part.strip()!r}"
+            )
         numbers.append(number)
     return tuple(dict.fromkeys(numbers))
 
@@ -98,16 +105,3 @@ def check_seed(seed: int) -> None:
 def print_json(value: Any) -> None:
     """One JSON object on stdout; what is not finite becomes null."""
     typer.echo(json.dumps(plain(value), allow_nan=False, indent=2))
-
-
-def plain(value: Any) -> Any:
-    """Numbers, texts, lists and dictionaries that JSON holds; None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._summary import plan_dict
 from .options import InstanceFile, Json, print_json, read_instance
 
 if TYPE_CHECKING:
@@ -42,28 +43,6 @@ def plan(
         _print(instance, solution)
 
 
-def plan_dict(instance: Instance, solution: Plan) -> dict[str, Any]:
-    """A plan for JSON: money per GPU and second, requests per GPU, prices by constraint."""
-    return {
-        "revenue": float(solution.revenue),
-        "scheme": solution.scheme,
-        "x": solution.x,
-        "y_mixed": solution.y_mixed,
-        "y_solo": solution.y_solo,
-        "q_prefill": solution.q_prefill,
-        "q_decode": solution.q_decode,
-        "bid_prices": solution.bid_prices,
-        "shadow_prices": solution.shadow_prices,
-        "unique": bool(solution.unique),
-        "flows_unique": bool(solution.flows_unique),
-        "no_decode_queue": bool(solution.no_decode_queue),
-        "plan_revenue": float(solution.plan_revenue),
-        "instance": instance.name,
-        "fingerprint": instance.fingerprint(),
-        "classes": list(instance.workload.names),
-    }
-
-
 def _print(instance: Instance, solution: Plan) -> None:
     """The plan as tables for a person."""
     import numpy as np
@@ -76,7 +55,15 @@ def _print(instance: Instance, solution: Plan) -> None:
         highlight=False,
     )
     table = Table(title="The plan, per GPU", title_justify="left")
-    for heading in ("class", "prefills", "decodes mixed", "decodes solo", "prefill queue", "decode queue", "bid price"):
+    for heading in (
+        "class",
+        "prefills",
+        "decodes mixed",
+        "decodes solo",
+        "prefill queue",
+        "decode queue",
+        "bid price",
+    ):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     columns = (solution.x, solution.y_mixed, solution.y_solo, solution.q_prefill, solution.q_decode)
     for i, name in enumerate(instance.workload.names):
@@ -89,4 +76,6 @@ def _print(instance: Instance, solution: Plan) -> None:
         prices.add_row(name, ", ".join(f"{value:.4f}" for value in np.atleast_1d(price)))
     console.print(prices)
     unique = "The optimum is unique." if solution.unique else "Other plans attain the same revenue."
-    console.print(f"{unique} GPUs of the mixed group: {100 * float(solution.mixed_share):.2f} %.", highlight=False)
+    console.print(
+        f"{unique} GPUs of the mixed group: {100 * float(solution.mixed_share):.2f} %.", highlight=False
+    )

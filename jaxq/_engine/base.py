@@ -161,7 +161,7 @@ def choose_pool(
 
 
 def draw(
-    weights: Float[Array, "choices replications"], uniform: Float[Array, " replications"]
+    weights: Float[Array, "choices replications"] | list[Array], uniform: Float[Array, " replications"]
 ) -> tuple[Int[Array, " replications"], Float[Array, " replications"]]:
     """An index drawn in proportion to `weights`, and their sum; an index of positive weight if the sum is positive."""
     total = weights[0]
@@ -183,7 +183,7 @@ def one_hot(index: Int[Array, " replications"], n: int, where: Bool[Array, " rep
     return ((jnp.arange(n)[:, None] == index) & where).astype(jnp.int32)
 
 
-def class_sum(rows: Shaped[Array, "classes replications"]) -> Shaped[Array, " replications"]:
+def class_sum(rows: Shaped[Array, "classes *batch"]) -> Shaped[Array, "*batch"]:
     """The sum over classes, unrolled: one fused loop over replications instead of a reduction kernel."""
     total = rows[0]
     for row in rows[1:]:

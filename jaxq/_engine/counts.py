@@ -14,6 +14,7 @@ TERMS = 44
 """Terms of the inversion: a Poisson number of mean 12 exceeds them with probability 1e-12."""
 
 Real = Float[Array, "*shape"]
+Common = Float[Array, "*#shape"]
 
 
 def poisson(mean: Real, uniform: Real) -> Int[Array, "*shape"]:
@@ -32,7 +33,7 @@ def binomial(trials: Int[Array, "*shape"], chance: Real, uniform: Real) -> Int[A
 
 
 def _quantile(
-    mean: Real, ratio: Real, decrease: Real, first: Real, variance: Real, skew: Real, uniform: Real
+    mean: Real, ratio: Real, decrease: Common, first: Real, variance: Real, skew: Common, uniform: Real
 ) -> Int[Array, "*shape"]:
     """The quantile at `uniform` of a law on 0, 1, ... with P(k+1) / P(k) = (ratio - decrease k) / (k + 1)."""
     small = mean < INVERSION_MEAN
@@ -50,7 +51,7 @@ def _quantile(
     return jax.lax.cond(jnp.all(small), lambda x: x, with_normal, inverted)
 
 
-def _normal_quantile(mean: Real, variance: Real, skew: Real, uniform: Real) -> Int[Array, "*shape"]:
+def _normal_quantile(mean: Real, variance: Real, skew: Common, uniform: Real) -> Int[Array, "*shape"]:
     """The normal quantile with Cornish and Fisher's correction for skewness, rounded to a whole number."""
     z = ndtri(uniform + jnp.float32(2.0**-25))
     # Rounding to whole numbers adds a variance of 1/12.

@@ -95,11 +95,11 @@ class Chain(eqx.Module):
 
     # Layout of the item lists.
 
-    def decode_slot(self, request_class: Index, position: Index) -> Index:
+    def decode_slot(self, request_class: Index, position: Index | int) -> Index:
         """Where in `items` the decode number `position` of a class stands."""
         return request_class * (self.shape.gpus * self.shape.batch) + position
 
-    def prefill_slot(self, request_class: Index, position: Index) -> Index:
+    def prefill_slot(self, request_class: Index, position: Index | int) -> Index:
         """Where in `items` the running prefill number `position` of a class stands."""
         base = self.shape.classes * self.shape.gpus * self.shape.batch
         return base + request_class * self.shape.gpus + position
@@ -522,7 +522,7 @@ def initial_state(chain: Chain) -> ExactState:
 def replication_axes(state: ExactState) -> ExactState:
     """The axis of each array along which replications lie."""
     axes = jax.tree.map(lambda leaf: leaf.ndim - 1, state)
-    return replace(axes, items=0, table=0)
+    return eqx.tree_at(lambda kept: (kept.items, kept.table), axes, (0, 0))
 
 
 def levels_of(state: ExactState) -> Levels:

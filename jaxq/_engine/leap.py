@@ -40,6 +40,7 @@ WORD = 32
 
 Mask = Bool[Array, "replications gpus"]
 PerReplication = Int[Array, " replications"]
+Words = UInt32[Array, "replications words"]
 
 
 class LeapState(eqx.Module):
@@ -120,7 +121,7 @@ class Chain(eqx.Module):
         totals = _integrate(totals, state.levels, dt)
         code = self.gpu_events(state, rand(Purpose.GPU), dt)
         happened = self.count_events(state, code, rand, dt)
-        state = self.once(self.apply(state, code, happened))
+        state = self.apply(state, code, happened)
         totals = _count(totals, happened)
         finished_here = code > self.shape.classes
         if self.policy.route_first:
@@ -158,8 +159,7 @@ class Chain(eqx.Module):
     def count_events(self, state: LeapState, code: Array, rand: Callable, dt: Array) -> Happened:
         """How many of each event happen, from the GPUs' events and one uniform number for each other count."""
         numbers, classes, levels = self.numbers, self.shape.classes, state.levels
-        finished = jnp.stack([_number(code == 1 + classes + c) for c in range(classes)])
-        ended = jnp.stack([_number(code == 1 + c) for c in range(classes)])
+        ended, finished = jnp.split(_tally(code, 2 * classes), 2)
         arrivals = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
         mean = jnp.broadcast_to(numbers.arrival_rate * dt, arrivals.shape)
         buffers = levels.decode_queue.shape[0]
@@ -187,10 +187,9 @@ class Chain(eqx.Module):
         """The effect of all events before the policy acts."""
         classes, levels = self.shape.classes, state.levels
         classes_here = jnp.arange(classes)[:, None, None]
-        decodes = state.decodes - (code[None] == 1 + classes_here).astype(state.decodes.dtype)
-        prefill = jnp.where(code > classes, 0, state.prefill)
-        mixed = jnp.sum(jnp.where(prefill[None] > 0, decodes, 0), axis=2, dtype=jnp.int32)
         total = levels.decodes_mixed + levels.decodes_solo - happened.ended - happened.ended_solo
+        # Until the end of the step the split between mixed and solo decodes is that of its start.
+        mixed = jnp.minimum(levels.decodes_mixed, total)
         levels = Levels(
             prefills=levels.prefills - happened.finished,
             decodes_mixed=mixed,
@@ -199,14 +198,17 @@ class Chain(eqx.Module):
             decode_queue=levels.decode_queue - happened.abandoned_decode,
         )
         return replace(
-            state, prefill=prefill, decodes=decodes, levels=levels, solo=state.solo - happened.ended_solo
+            state,
+            prefill=jnp.where(code > classes, jnp.zeros_like(state.prefill), state.prefill),
+            decodes=state.decodes - (code[None] == 1 + classes_here).astype(state.decodes.dtype),
+            levels=self.once(levels),
+            solo=state.solo - happened.ended_solo,
         )
 
     def recount(self, state: LeapState) -> LeapState:
         """Bring the split between mixed and solo decodes up to date with the prefills that started."""
         levels = state.levels
-        busy = (state.prefill > 0)[None]
-        mixed = jnp.sum(jnp.where(busy, state.decodes, 0), axis=2, dtype=jnp.int32)
+        mixed = self.once(_sums(jnp.where(state.prefill > 0, state.decodes, 0)))
         total = levels.decodes_mixed + levels.decodes_solo
         levels = replace(levels, decodes_mixed=mixed, decodes_solo=total - mixed)
         return replace(state, levels=levels)
@@ -235,8 +237,8 @@ class Chain(eqx.Module):
     def gate(self, state: LeapState, rand: Callable) -> LeapState:
         """Start prefills, one decision after another."""
         words = rand(Purpose.GATE)
-        idle_here = self.can_start(state)
-        idle, before = self.once((_number(idle_here), state.levels))
+        idle_here = self.once(_bits(self.can_start(state)))
+        idle, before = self.once((_size(idle_here), state.levels))
         available = self.no_available()
 
         def undecided(carry: tuple) -> Array:
@@ -259,12 +261,11 @@ class Chain(eqx.Module):
 
         _, levels, _ = lax.while_loop(undecided, decide, (jnp.int32(0), before, idle))
         started = levels.prefills - before.prefills
-        rank = self.ranks(idle_here, idle, rand(Purpose.PLACE).words(0))
-        chosen = _by_class(rank, idle_here, started)
+        chosen = self.choose(idle_here, idle, started, rand(Purpose.PLACE).words(0))
         prefill = state.prefill
         for c in range(self.shape.classes):
             prefill = jnp.where(chosen[c], jnp.asarray(c + 1, prefill.dtype), prefill)
-        return replace(state, prefill=prefill, levels=levels)
+        return replace(state, prefill=self.once(prefill), levels=levels)
 
     def no_available(self) -> list[Array]:
         """Room by pool as gates see it in this stepper: not counted, one each."""
@@ -284,8 +285,9 @@ class Chain(eqx.Module):
         has_own = Pool.OWN in self.policy.router.pools
         nowhere = jnp.zeros_like(finished_here)
         excluded = finished_here if has_own else nowhere
-        inside = [self.in_atom(atom, state, excluded) for atom in self.atoms]
-        own_inside = [mask & self.in_atom(Pool.MIXED, state, nowhere) for mask in finished_class] if has_own else []
+        inside = [self.once(_bits(self.in_atom(atom, state, excluded))) for atom in self.atoms]
+        room = self.in_atom(Pool.MIXED, state, nowhere)
+        own_inside = [self.once(_bits(mask & room)) for mask in finished_class] if has_own else []
         replications = self.keys.shape[1]
         none = jnp.zeros((classes, replications), jnp.int32)
         placed = Placed(
@@ -293,8 +295,8 @@ class Chain(eqx.Module):
             solo=state.solo,
             own=none,
             atoms=jnp.zeros((len(self.atoms), classes, replications), jnp.int32),
-            room=jnp.stack([_number(mask) for mask in inside]) if inside else none[:0],
-            own_room=jnp.stack([_number(mask) for mask in own_inside]) if has_own else none,
+            room=jnp.stack([_size(words) for words in inside]) if inside else none[:0],
+            own_room=jnp.stack([_size(words) for words in own_inside]) if has_own else none,
             status=state.status,
         )
         placed = start = self.once(placed)
@@ -306,9 +308,9 @@ class Chain(eqx.Module):
         sets = list(zip(inside, placed.atoms, start.room, strict=True))
         if has_own:
             sets += list(zip(own_inside, _diagonal(placed.own), start.own_room, strict=True))
-        for k, (mask, amounts, size) in enumerate(sets):
-            rank = self.ranks(mask, size, places.words(1 + k))
-            decodes = decodes + jnp.stack(_by_class(rank, mask, amounts)).astype(decodes.dtype)
+        for k, (words, amounts, size) in enumerate(sets):
+            chosen = self.choose(words, size, amounts, places.words(1 + k))
+            decodes = self.once(decodes + jnp.stack(chosen).astype(decodes.dtype))
         return replace(state, decodes=decodes, levels=placed.levels, solo=placed.solo, status=placed.status)
 
     def solo_room(self, placed: Placed) -> PerReplication:
@@ -381,7 +383,7 @@ class Chain(eqx.Module):
                 placed = self.to_solo(placed, request, group == 1)
             atom = self.pick_atom(placed, words.uniforms(3 * turn + 2))
             placed = self.add(placed, request, atom, (group == 0) & (total > 0))
-            return turn + 1, self.once(placed)
+            return turn + 1, placed
 
         return lax.while_loop(pending, admit, (jnp.int32(0), placed))[1]
 
@@ -424,45 +426,93 @@ class Chain(eqx.Module):
             if marks:
                 mark = jnp.stack(marks).astype(jnp.int32)
                 placed = self.add(placed, request, mark, jnp.any(mark > 0, axis=0))
-            return turn + 1, self.once(placed), left - request
+            return turn + 1, placed, left - request
 
         return lax.while_loop(pending, place, (jnp.int32(0), placed, finished))[1]
 
-    def ranks(self, mask: Mask, size: PerReplication, word: UInt32[Array, " replications"]) -> Int[Array, "replications gpus"]:
-        """Number the members of each set from a random one on, so that the first K are a uniformly placed run of K.
+    def choose(
+        self, words: Words, size: PerReplication, amounts: PerClass, word: UInt32[Array, " replications"]
+    ) -> list[Mask]:
+        """The members of a set of GPUs that take a request of each class.
 
-        Each member is among the first K with the same chance, whatever K.
+        Members are numbered from a random one on; the first so many take class 0, the next class 1, and so on. Each
+        member has the same chance of every class.
         """
-        replications, gpus = mask.shape
-        lanes = jnp.arange(WORD, dtype=jnp.uint32)
-        bits = jnp.where(mask.reshape(replications, -1, WORD), jnp.uint32(1) << lanes, jnp.uint32(0))
-        words = jnp.sum(bits, axis=2, dtype=jnp.uint32)
         number = lax.population_count(words).astype(jnp.int32)
-        before = jnp.cumsum(number, axis=1) - number
-        words, before, start = self.once((words, before, to_index(word, size)))
+        before = _before(number)
+        before, start, amounts = self.once((before, to_index(word, size), amounts))
+        lanes = jnp.arange(WORD, dtype=jnp.uint32)
         below = lax.population_count(words[:, :, None] & ((jnp.uint32(1) << lanes) - jnp.uint32(1)))
-        rank = (before[:, :, None] + below.astype(jnp.int32)).reshape(replications, gpus) - start[:, None]
-        return jnp.where(rank < 0, rank + size[:, None], rank)
+        inside = ((words[:, :, None] >> lanes) & 1) > 0
+        rank = before[:, :, None] + below.astype(jnp.int32) - start[:, None, None]
+        rank = jnp.where(rank < 0, rank + size[:, None, None], rank)
+        chosen, low = [], jnp.zeros_like(start)
+        for amount in amounts:
+            high = low + amount
+            taken = inside & (rank >= low[:, None, None]) & (rank < high[:, None, None])
+            chosen.append(taken.reshape(words.shape[0], -1))
+            low = high
+        return chosen
 
 
-def _number(mask: Mask) -> PerReplication:
-    return jnp.sum(mask, axis=1, dtype=jnp.int32)
+# Sums over GPUs go by words of 32 GPUs, several counts packed in one integer: XLA's CPU backend fuses a sum over 32 with
+# what it sums, while it writes out the operands of a longer one and reduces them in a slow loop.
+
+
+def _bits(mask: Mask) -> Words:
+    """A set of GPUs as bits."""
+    lanes = jnp.arange(WORD, dtype=jnp.uint32)
+    by_word = mask.reshape(mask.shape[0], -1, WORD)
+    return jnp.sum(jnp.where(by_word, jnp.uint32(1) << lanes, jnp.uint32(0)), axis=2, dtype=jnp.uint32)
+
+
+def _size(words: Words) -> PerReplication:
+    """Number of members of a set."""
+    return jnp.sum(lax.population_count(words).astype(jnp.int32), axis=1)
+
+
+def _before(number: Int[Array, "replications words"]) -> Int[Array, "replications words"]:
+    """Sum of all earlier words' numbers."""
+    count = number.shape[1]
+    if count > WORD:
+        return jnp.cumsum(number, axis=1) - number
+    earlier = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
+    return jnp.sum(jnp.where(earlier, number[:, None, :], 0), axis=2)
+
+
+def _tally(code: Int[Array, "replications gpus"], kinds: int) -> Int[Array, "kinds replications"]:
+    """How many GPUs have each code from 1 to `kinds`."""
+    per_word, bits = 5, 6
+    by_word = code.reshape(code.shape[0], -1, WORD).astype(jnp.int32)
+    rows = []
+    for first in range(1, kinds + 1, per_word):
+        here = (by_word >= first) & (by_word < first + per_word)
+        shift = jnp.where(here, bits * (by_word - first), 0)
+        packed = jnp.sum(jnp.where(here, jnp.int32(1) << shift, 0), axis=2, dtype=jnp.int32)
+        for k in range(min(per_word, kinds + 1 - first)):
+            rows.append(jnp.sum((packed >> (bits * k)) & ((1 << bits) - 1), axis=1))
+    return jnp.stack(rows)
+
+
+def _sums(counts: Int[Array, "classes replications gpus"]) -> PerClass:
+    """The sum over GPUs of small counts (up to 256), by class."""
+    by_word = counts.reshape(*counts.shape[:2], -1, WORD).astype(jnp.int32)
+    rows = []
+    for first in range(0, counts.shape[0], 2):
+        pair = by_word[first]
+        if first + 1 < counts.shape[0]:
+            pair = pair + (by_word[first + 1] << 16)
+        packed = jnp.sum(pair, axis=2, dtype=jnp.int32)
+        rows.append(jnp.sum(packed & 0xFFFF, axis=1))
+        if first + 1 < counts.shape[0]:
+            rows.append(jnp.sum(packed >> 16, axis=1))
+    return jnp.stack(rows)
 
 
 def _diagonal(amounts: PerClass) -> list[PerClass]:
     """One row of amounts for each class, zero but for that class."""
     rows = jnp.arange(amounts.shape[0])[:, None]
     return [jnp.where(rows == c, amounts, 0) for c in range(amounts.shape[0])]
-
-
-def _by_class(rank: Array, mask: Mask, amounts: PerClass) -> list[Mask]:
-    """The members that take a request of each class: the first so many of class 0, then of class 1, and so on."""
-    chosen, low = [], jnp.zeros_like(amounts[0])
-    for amount in amounts:
-        high = low + amount
-        chosen.append(mask & (rank >= low[:, None]) & (rank < high[:, None]))
-        low = high
-    return chosen
 
 
 def _integrate(totals: Totals, levels: Levels, dt: Float[Array, ""]) -> Totals:
@@ -522,7 +572,7 @@ def bytes_per_gpu(shape: Shape) -> int:
 def replication_axes(state: LeapState) -> LeapState:
     """The axis of each array along which replications lie."""
     axes = jax.tree.map(lambda leaf: leaf.ndim - 1, state)
-    return replace(axes, prefill=0, decodes=1)
+    return eqx.tree_at(lambda kept: (kept.prefill, kept.decodes), axes, (0, 1))
 
 
 def levels_of(state: LeapState) -> Levels:

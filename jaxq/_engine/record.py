@@ -61,7 +61,9 @@ class Record(eqx.Module):
         shape = self.arrivals.shape
         wrong = [name for name in COUNTS + INTEGRALS if getattr(self, name).shape != shape]
         if wrong or len(shape) != 3:
-            raise InputError(f"record.{(wrong or ['arrivals'])[0]}: expected shape {shape}, three axes in all")
+            raise InputError(
+                f"record.{(wrong or ['arrivals'])[0]}: expected shape {shape}, three axes in all"
+            )
         windows, classes, replications = shape
         if self.durations.shape != (windows,) or self.events.shape != (windows, replications):
             raise InputError(f"record: expected durations and events of the same {windows} windows")

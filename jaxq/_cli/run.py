@@ -1,0 +1,62 @@
+"""`jaxq run`: the main job."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .environment import configure_jax
+from .options import Json, OptionalInstanceFile, Seed, check_seed, print_json, read_instance
+
+
+def run(
+    file: OptionalInstanceFile = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="20 and 50 GPUs only, with wider intervals.")
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder for the report; an earlier run there is replaced at the end."
+        ),
+    ] = Path("jaxq-report"),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Measure every policy on a cluster and write a report: the place to start.
+
+    Computes the best possible revenue and its plan, simulates all eight policies on 20, 50, 200 and 500 GPUs, compares
+    them, and writes to DIR: report.html (open it in a browser), figures as SVG and PNG, results as netCDF and CSV, and
+    everything in run.json. Takes some minutes on two cores; with --quick about a minute.
+
+    \b
+    Examples:
+      jaxq run --quick
+      jaxq run cluster.toml --out reports/cluster
+    """
+    check_seed(seed)
+    instance = read_instance(file)
+    configure_jax()
+    from .._main_job import FULL, MARKER, QUICK, run_main_job, write_main_job
+    from .._output import staged_folder
+    from .._policy.presets import PRESETS
+    from .._progress import progress_bars
+
+    effort = QUICK if quick else FULL
+    with staged_folder(out, MARKER) as folder:
+        with progress_bars(len(PRESETS) * len(effort.sizes)) as bars:
+            job = run_main_job(instance, effort, bars, seed=seed, command=_command(file, quick, out, seed))
+        write_main_job(job, folder)
+    if json:
+        print_json({"report": str(out / "report.html"), **job.summary})
+    else:
+        typer.echo(f"Report: {out / 'report.html'}")
+
+
+def _command(file: Path | None, quick: bool, out: Path, seed: int) -> str:
+    """The command line that repeats a run."""
+    words = ["jaxq", "run", *([] if file is None else [str(file)]), *(["--quick"] if quick else [])]
+    return shlex.join([*words, "--seed", str(seed), "--out", str(out)])

@@ -1,0 +1,245 @@
+"""The figures of the main job, drawn from its summary; no display and no global state of matplotlib is needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+Summary = Mapping[str, Any]
+
+WIDTH = 5.2
+"""Inches; narrow, so that texts stay legible when a telephone shows the whole width."""
+
+_STYLE = {
+    "font.size": 9.5,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jaxq",
+}
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+
+_STAGES = (
+    ("prefills", "x", "running prefills"),
+    ("decodes_mixed", "y_mixed", "decodes beside a prefill"),
+    ("decodes_solo", "y_solo", "decodes on GPUs without a prefill"),
+    ("prefill_queue", "q_prefill", "waiting for prefill"),
+    ("decode_queue", "q_decode", "waiting for a decode slot"),
+)
+"""Names in a record and in a plan, and what they mean."""
+
+
+def draw_figures(summary: Summary) -> dict[str, Figure]:
+    """`gap`, `revenue`, `occupancies` and `sample_path`, by name."""
+    drawn = {"gap": _gap, "revenue": _revenue, "occupancies": _occupancies, "sample_path": _sample_path}
+    with matplotlib.rc_context(_STYLE):
+        return {name: draw(summary) for name, draw in drawn.items()}
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Each figure as SVG and PNG."""
+    for name, text in svg_texts(figures).items():
+        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+        with matplotlib.rc_context(_STYLE):
+            figures[name].savefig(folder / f"{name}.png", dpi=200)
+
+
+def svg_texts(figures: Mapping[str, Figure]) -> dict[str, str]:
+    """Each figure as the text of an SVG element; the same figure gives the same text."""
+    texts = {}
+    for name, figure in figures.items():
+        stream = io.StringIO()
+        with matplotlib.rc_context(_STYLE):
+            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        text = stream.getvalue()
+        texts[name] = text[text.index("<svg") :]
+    return texts
+
+
+def _gap(summary: Summary) -> Figure:
+    """Gap to the best possible revenue against the number of GPUs, a line a policy."""
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for name, colour, marker in _looks(summary):
+        rows = [record for record in summary["records"] if record["policy"] == name]
+        gaps = [record["gap"] for record in rows]
+        axes.errorbar(
+            [record["gpus"] for record in rows],
+            [100 * gap["mean"] for gap in gaps],
+            yerr=_bars(gaps, 100),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=1.2,
+            capsize=2.5,
+            label=_text(name),
+        )
+    sizes = sorted({record["gpus"] for record in summary["records"]})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.axhline(0.0, color="black", linewidth=1)
+    axes.set_xlabel("GPUs in the cluster")
+    axes.set_ylabel("below the best possible revenue, %")
+    axes.set_title("Gap to the optimum (95 % intervals)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _revenue(summary: Summary) -> Figure:
+    """Revenue of each policy at the largest size, best first, with the most that any policy can earn."""
+    scheme, records = summary["plan"]["scheme"], _largest(summary)
+    key = f"revenue_{scheme}"
+    records = sorted(records, key=lambda record: record[key]["mean"])
+    figure = Figure(figsize=(WIDTH, 0.8 + 0.34 * (len(records) + 1)), layout="constrained")
+    axes = figure.subplots()
+    looks = {name: (colour, marker) for name, colour, marker in _looks(summary)}
+    for row, record in enumerate(records):
+        colour, marker = looks[record["policy"]]
+        estimate = record[key]
+        axes.errorbar(
+            estimate["mean"],
+            row,
+            xerr=_bars([estimate]),
+            color=colour,
+            marker=marker,
+            markersize=6,
+            capsize=3,
+        )
+    best = records[0]["bound"][scheme]
+    axes.axvline(best, color="black", linewidth=1, linestyle="--")
+    axes.text(best, len(records) - 0.35, f"best possible {best:.1f} ", ha="right", va="center")
+    axes.set_yticks(range(len(records)), [_text(record["policy"]) for record in records])
+    axes.set_ylim(-0.6, len(records))
+    axes.set_xlabel(f"{scheme} revenue per GPU and second")
+    axes.set_title(f"{records[0]['gpus']} GPUs (95 % intervals)")
+    return figure
+
+
+def _occupancies(summary: Summary) -> Figure:
+    """What each policy keeps a GPU busy with, by class, against the plan's lines."""
+    records, plan = _largest(summary), summary["plan"]
+    classes = plan["classes"]
+    figure = Figure(figsize=(WIDTH, 0.9 + len(_STAGES) * (0.55 + 0.19 * len(records))), layout="constrained")
+    panels = figure.subplots(len(_STAGES), 1)
+    for axes, (stage, planned, title) in zip(panels, _STAGES, strict=True):
+        for i in range(len(classes)):
+            axes.axvline(plan[planned][i], color=_class_colour(i), linewidth=1, linestyle="--")
+            estimates = [_component(record[stage], i) for record in records]
+            axes.errorbar(
+                [estimate["mean"] for estimate in estimates],
+                range(len(records)),
+                xerr=_bars(estimates),
+                color=_class_colour(i),
+                marker=_MARKERS[i % len(_MARKERS)],
+                markersize=4.5,
+                linestyle="none",
+            )
+        axes.set_yticks(range(len(records)), [_text(record["policy"]) for record in records])
+        axes.set_ylim(len(records) - 0.4, -0.6)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.set_title(title)
+    panels[-1].set_xlabel(f"requests per GPU, {records[0]['gpus']} GPUs")
+    figure.legend(handles=_class_handles(classes, plan_line=True), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _sample_path(summary: Summary) -> Figure:
+    """One replication in time: a column a policy; decodes, prefills, and those that wait, by class."""
+    paths, plan = summary["sample_paths"], summary["plan"]
+    classes = plan["classes"]
+    decodes_planned = np.add(plan["y_mixed"], plan["y_solo"])
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    panels = figure.subplots(3, len(paths), sharex=True, sharey="row", squeeze=False)
+    for column, path in enumerate(paths):
+        time = np.asarray(path["window_end"])
+        decodes = np.add(path["decodes_mixed"], path["decodes_solo"])
+        waiting = np.add(path["prefill_queue"], path["decode_queue"])
+        rows = (
+            (decodes, decodes_planned, "decodes"),
+            (np.asarray(path["prefills"]), plan["x"], "running prefills"),
+            (waiting, np.add(plan["q_prefill"], plan["q_decode"]), "waiting"),
+        )
+        for axes, (values, planned, label) in zip(panels[:, column], rows, strict=True):
+            for i in range(len(classes)):
+                axes.plot(time, values[i], color=_class_colour(i), linewidth=0.9)
+                axes.axhline(planned[i], color=_class_colour(i), linewidth=1, linestyle="--")
+            if column == 0:
+                axes.set_ylabel(f"{label}\nper GPU")
+        panels[0, column].set_title(_text(path["policy"]))
+        panels[-1, column].set_xlabel("seconds from the empty start")
+    figure.legend(handles=_class_handles(classes, plan_line=True), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _looks(summary: Summary) -> Iterable[tuple[str, str, str]]:
+    """Name, colour and marker of each policy."""
+    names = dict.fromkeys(record["policy"] for record in summary["records"])
+    return [(name, _COLOURS[k % 8], _MARKERS[k % 8]) for k, name in enumerate(names)]
+
+
+def _largest(summary: Summary) -> list[Mapping[str, Any]]:
+    """The records of the largest cluster."""
+    most = max(record["gpus"] for record in summary["records"])
+    return [record for record in summary["records"] if record["gpus"] == most]
+
+
+def _component(estimate: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """One class of an estimate."""
+    return {"mean": estimate["mean"][i], "ci95": [end[i] for end in estimate["ci95"]]}
+
+
+def _bars(estimates: Sequence[Mapping[str, Any]], scale: float = 1.0) -> np.ndarray:
+    """Error bars, shape `(2, estimates)`; none where there is no interval."""
+    ends = [
+        (0.0, 0.0) if None in e["ci95"] else (e["mean"] - e["ci95"][0], e["ci95"][1] - e["mean"])
+        for e in estimates
+    ]
+    return scale * np.maximum(np.asarray(ends).T, 0.0)
+
+
+def _class_colour(i: int) -> str:
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def _class_handles(classes: Sequence[str], plan_line: bool) -> list[Line2D]:
+    """Legend entries of the classes, and of the plan's dashed lines."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=_class_colour(i),
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4.5,
+            label=_text(name),
+        )
+        for i, name in enumerate(classes)
+    ]
+    return handles + [Line2D([], [], color="0.4", linestyle="--", label="the plan")] * plan_line
+
+
+def _text(name: str, longest: int = 26) -> str:
+    """A user's text as a label: printable, short, no formula, and not hidden (as labels with an underscore are)."""
+    shown = "".join(character if character.isprintable() else "?" for character in name)
+    shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    return (" " + shown if shown.startswith("_") else shown).replace("$", r"\$")

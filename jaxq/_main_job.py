@@ -1,0 +1,258 @@
+"""The main job, `jaxq run`: every policy at several sizes, compared, drawn, and written up."""
+
+from __future__ import annotations
+
+import csv
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ._engine.cluster import ClusterEngine
+from ._figures import draw_figures, save_figures, svg_texts
+from ._instance import Instance
+from ._instance_file import instance_to_toml
+from ._memory import check_memory
+from ._plan import solve_plan
+from ._policy.base import Policy
+from ._policy.presets import PRESETS, TABLE
+from ._progress import ProgressBars
+from ._report import report_html
+from ._result import QUANTITIES, Result
+from ._simulate import StatisticsWarning, simulate
+from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict, write_json
+
+BASELINE = "sarathi"
+"""What the other policies are compared with: chunked prefill as serving systems do it today."""
+
+MARKER = "run.json"
+"""The file that every output of the main job holds."""
+
+COMPILERS = 2
+"""Threads that compile ahead while earlier policies are simulated."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A cluster of `n_gpus`, simulated so many times."""
+
+    n_gpus: int
+    replications: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much the main job simulates.
+
+    - `sizes`: the clusters.
+    - `horizon`, `warmup`: simulated seconds of each replication, and how many of them are discarded.
+    - `path_size`: which of the sizes the sample paths show; `path_horizon` s of them, in `path_windows` averages.
+    """
+
+    name: str
+    sizes: tuple[Size, ...]
+    horizon: float
+    warmup: float
+    path_size: int = 1
+    path_horizon: float = 400.0
+    path_windows: int = 200
+
+
+FULL = Effort(
+    "full", (Size(20, 128), Size(50, 128), Size(200, 64), Size(500, 32)), horizon=900.0, warmup=300.0
+)
+"""Half-widths of about 0.1 % of the revenue on the reference instance; within 8 minutes on two cores."""
+
+QUICK = Effort("quick", (Size(20, 64), Size(50, 64)), horizon=600.0, warmup=200.0)
+"""Half-widths of about 0.25 % of the revenue on the reference instance; within 90 s on two cores."""
+
+
+@dataclass(frozen=True)
+class MainJob:
+    """What the main job found.
+
+    - `summary`: everything, as it stands in run.json; figures and report are made of it alone.
+    - `results`: by policy and number of GPUs.
+    """
+
+    summary: dict[str, Any]
+    instance: Instance
+    results: dict[tuple[str, int], Result]
+
+
+def run_main_job(
+    instance: Instance,
+    effort: Effort,
+    bars: ProgressBars,
+    *,
+    policies: Sequence[str] = tuple(PRESETS),
+    seed: int = 0,
+    command: str = "jaxq run",
+) -> MainJob:
+    """Simulate every policy at every size of `effort`, and put together what a report needs.
+
+    **Arguments:** `policies`: names of presets; `command`: the command line that repeats the run.
+
+    **Raises:** `InputError` when the memory does not suffice, `PlanError` when no plan exists.
+    """
+    started = time.perf_counter()
+    plan = solve_plan(instance)
+    made = {name: PRESETS[name](instance) for name in policies}
+    engine = ClusterEngine()
+    for size in effort.sizes:
+        for policy in made.values():
+            times = {"horizon": effort.horizon, "warmup": effort.warmup}
+            check_memory(engine, instance, policy, size.n_gpus, size.replications, **times)
+    results: dict[tuple[str, int], Result] = {}
+    with _compiling_ahead(engine, instance, made, effort.sizes) as compiled:
+        for name, policy in made.items():
+            compiled[name].result()
+            for size in effort.sizes:
+                results[name, size.n_gpus] = _simulate(engine, instance, policy, size, effort, seed, bars)
+    baseline = BASELINE if BASELINE in made else policies[0]
+    shown = _policies_to_show(results, effort.sizes[effort.path_size].n_gpus, baseline)
+    paths = [_sample_path(engine, instance, made[name], effort, seed, bars) for name in shown]
+    summary = {
+        "format": 1,
+        "command": command,
+        "seed": seed,
+        "effort": asdict(effort),
+        "instance": instance_dict(instance),
+        "plan": plan_dict(instance, plan),
+        "policies": [row for row in TABLE if row["name"] in made],
+        "records": [result.to_dict() for result in results.values()],
+        "baseline": baseline,
+        "comparisons": comparison_dicts(results, baseline),
+        "sample_paths": paths,
+        "environment": environment_dict(),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "seconds": time.perf_counter() - started,
+    }
+    return MainJob(summary, instance, results)
+
+
+def write_main_job(job: MainJob, folder: Path) -> None:
+    """Write report.html, the figures (SVG and PNG), the results (netCDF and one CSV), the instance and run.json."""
+    figures = draw_figures(job.summary)
+    (folder / "figures").mkdir()
+    save_figures(figures, folder / "figures")
+    (folder / "results").mkdir()
+    for (name, n_gpus), result in job.results.items():
+        result.save(folder / "results" / f"{name}_n{n_gpus}.nc")
+    _write_table(job.summary, folder / "results.csv")
+    (folder / "instance.toml").write_text(instance_to_toml(job.instance), encoding="utf-8")
+    (folder / "report.html").write_text(report_html(job.summary, svg_texts(figures)), encoding="utf-8")
+    write_json(job.summary, folder / MARKER)
+
+
+@contextmanager
+def _compiling_ahead(
+    engine: ClusterEngine, instance: Instance, policies: dict[str, Policy], sizes: Sequence[Size]
+) -> Iterator[dict[str, Future[None]]]:
+    """Compile each policy's programs in threads; a future a policy, done when all its sizes are compiled.
+
+    One policy's sizes stay in one thread: they often share a program, which must not be compiled twice.
+    """
+
+    def compile_all(policy: Policy) -> None:
+        for size in sizes:
+            engine.compile(instance, policy, size.n_gpus, size.replications)
+
+    pool = ThreadPoolExecutor(COMPILERS, thread_name_prefix="compile")
+    try:
+        yield {name: pool.submit(compile_all, policy) for name, policy in policies.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _simulate(
+    engine: ClusterEngine,
+    instance: Instance,
+    policy: Policy,
+    size: Size,
+    effort: Effort,
+    seed: int,
+    bars: ProgressBars,
+) -> Result:
+    """One policy at one size."""
+    label = f"{policy.name}, n = {size.n_gpus}"
+    report = bars.start(label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StatisticsWarning)  # the report shows them
+        result = simulate(
+            instance,
+            policy,
+            n_gpus=size.n_gpus,
+            horizon=effort.horizon,
+            warmup=effort.warmup,
+            replications=size.replications,
+            key=seed,
+            engine=engine,
+            progress=report,
+        )
+    gap = result.gap()
+    bars.finish(f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s")
+    return result
+
+
+def _policies_to_show(results: dict[tuple[str, int], Result], n_gpus: int, baseline: str) -> list[str]:
+    """The policy that earns most at this size, and the baseline."""
+    means = {name: float(result.revenue.mean) for (name, size), result in results.items() if size == n_gpus}
+    return list(dict.fromkeys([max(means, key=lambda name: means[name]), baseline]))
+
+
+def _sample_path(
+    engine: ClusterEngine, instance: Instance, policy: Policy, effort: Effort, seed: int, bars: ProgressBars
+) -> dict[str, Any]:
+    """One replication in time: averages per GPU over short windows, by class."""
+    size = effort.sizes[effort.path_size]
+    report = bars.start(f"{policy.name}, sample path")
+    record = engine.run(
+        instance,
+        policy,
+        n_gpus=size.n_gpus,
+        horizon=effort.path_horizon,
+        warmup=0.0,
+        key=jax.random.key(np.uint32(seed)),
+        replications=size.replications,  # all of them: the program for so many is compiled already
+        progress=report,
+        n_windows=effort.path_windows,
+    )
+    seconds = record.durations * size.n_gpus
+    names = ("prefills", "decodes_mixed", "decodes_solo", "prefill_queue", "decode_queue")
+    series = {name: getattr(record, name)[:, :, 0].T / seconds for name in names}
+    return {
+        "policy": policy.name,
+        "gpus": size.n_gpus,
+        "window_end": np.cumsum(record.durations).tolist(),
+        **{name: np.round(values, 6).tolist() for name, values in series.items()},
+    }
+
+
+def _write_table(summary: dict[str, Any], path: Path) -> None:
+    """Every estimate, one a line: policy, gpus, quantity, class, unit, mean, standard error, interval."""
+    units = {name: quantity.unit for name, quantity in QUANTITIES.items()} | {"gap": "1"}
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(
+            ("policy", "gpus", "quantity", "class", "unit", "mean", "standard_error", "low", "high")
+        )
+        for record in summary["records"]:
+            for name, unit in units.items():
+                for label, row in _by_class(record[name], record["classes"]):
+                    writer.writerow((record["policy"], record["gpus"], name, label, unit, *row))
+
+
+def _by_class(estimate: dict[str, Any], classes: Sequence[str]) -> list[tuple[str, tuple[Any, ...]]]:
+    """A label (a class, or empty) and mean, standard error, low, high for each number of an estimate."""
+    columns = (estimate["mean"], estimate["standard_error"], *estimate["ci95"])
+    if not isinstance(estimate["mean"], list):
+        return [("", columns)]
+    return list(zip(classes, zip(*columns, strict=True), strict=True))

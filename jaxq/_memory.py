@@ -1,0 +1,152 @@
+"""How much memory a simulation needs, how much there is, and how many replications fit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._errors import InputError
+
+if TYPE_CHECKING:
+    from ._engine.cluster import ClusterEngine
+    from ._instance import Instance
+    from ._policy.base import Policy
+
+HEADROOM = 0.9
+"""Part of the free memory that a run may plan for."""
+
+COPIES = 2
+"""A record is there twice while its blocks are joined."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_UNLIMITED = 2**60
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a simulation needs on its devices together, and on the host for its record."""
+
+    device: int
+    host: int
+
+    def fits(self, free: Free) -> bool:
+        """Whether both are there; a CPU device lives on the host's memory."""
+        if free.device is None:
+            return free.host is None or self.device + self.host <= HEADROOM * free.host
+        return self.device <= HEADROOM * free.device and (
+            free.host is None or self.host <= HEADROOM * free.host
+        )
+
+
+@dataclass(frozen=True)
+class Free:
+    """Free bytes: on the devices together (None: they are CPUs), and on the host (None: not known)."""
+
+    device: int | None
+    host: int | None
+
+
+def free_memory() -> Free:
+    """What is free now."""
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return Free(None, host_memory())
+    stats: list[dict[str, Any]] = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in stat for stat in stats):
+        return Free(_UNLIMITED, host_memory())
+    return Free(
+        sum(int(stat["bytes_limit"]) - int(stat.get("bytes_in_use", 0)) for stat in stats), host_memory()
+    )
+
+
+def host_memory() -> int | None:
+    """Bytes that this process may still take on the host: of the machine, or of its control group if that is less."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(1024 * int(line.split()[1]))
+    with contextlib.suppress(OSError, ValueError):
+        most = int((_CGROUP / "memory.max").read_text())  # "max" is no number: no limit
+        limits.append(max(0, most - int((_CGROUP / "memory.current").read_text())))
+    if not limits:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def memory_need(
+    engine: ClusterEngine,
+    instance: Instance,
+    policy: Policy,
+    n_gpus: int,
+    replications: int,
+    *,
+    horizon: float,
+    warmup: float,
+) -> Need:
+    """What a run of so many replications needs."""
+    from ._engine.cluster import COUNTS, INTEGRALS, WINDOWS
+
+    windows = WINDOWS + math.ceil(WINDOWS * warmup / (horizon - warmup))
+    numbers = windows * (instance.n_classes * len(COUNTS + INTEGRALS) + 1)
+    return Need(
+        device=engine.memory(instance, policy, n_gpus, replications), host=COPIES * 8 * numbers * replications
+    )
+
+
+def check_memory(
+    engine: ClusterEngine,
+    instance: Instance,
+    policy: Policy,
+    n_gpus: int,
+    replications: int,
+    *,
+    horizon: float,
+    warmup: float,
+) -> None:
+    """Refuse a run that does not fit the free memory.
+
+    **Raises:** `InputError` with the largest number of replications that fits.
+    """
+    free = free_memory()
+
+    def need(count: int) -> Need:
+        return memory_need(engine, instance, policy, n_gpus, count, horizon=horizon, warmup=warmup)
+
+    if need(replications).fits(free):
+        return
+    most = largest_that_fits(lambda count: need(count).fits(free), replications)
+    needed = need(replications)
+    there = free.host if free.device is None else free.device
+    advice = f"at most {most} fit" if most else "not even one fits: lower --gpus"
+    raise InputError(
+        f"--replications: {replications} replications of {n_gpus} GPUs need "
+        f"{in_words(needed.device + (needed.host if free.device is None else 0))} of memory, and "
+        f"{in_words(there or 0)} is free; {advice}"
+    )
+
+
+def largest_that_fits(fits: Callable[[int], bool], too_many: int) -> int:
+    """The largest number below `too_many` that fits, by bisection; 0 when none does."""
+    low, high = 0, too_many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def in_words(size: float) -> str:
+    """Bytes as `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

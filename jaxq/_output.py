@@ -1,0 +1,113 @@
+"""Folders of output that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._errors import InputError
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path, marker: str) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
+
+    Entering it shows at once whether the output can be written. An earlier output is replaced only then, as a whole.
+
+    **Arguments:**
+
+    - `out`: where the output goes: a path that does not exist, an empty folder, or an earlier output.
+    - `marker`: a file that every output of this kind holds, by which an earlier one is known.
+
+    **Raises:** `InputError` when `out` cannot be written, or is something else that must not be replaced.
+    """
+    target = Path(os.path.realpath(out))
+    _check_replaceable(out, target, marker)
+    made = _missing_parents(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    except (OSError, ValueError) as error:
+        _remove_empty(made)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"--out: {out} cannot be written ({reason}); expected a folder in a writable place"
+        ) from None
+    try:
+        yield staged
+        staged.chmod(0o755)
+        _swap(staged, target)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        _remove_empty(made)
+        raise
+
+
+def writable_folder(out: Path) -> None:
+    """Make a folder for files that are written one by one, or refuse it before any work.
+
+    **Raises:** `InputError` when it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--out: {out} cannot be written ({reason}); expected a writable folder") from None
+
+
+def _check_replaceable(out: Path, target: Path, marker: str) -> None:
+    """Refuse an `out` that is neither new, nor empty, nor an earlier output."""
+    try:
+        if not target.exists():
+            return
+        if not target.is_dir():
+            raise InputError(f"--out: {out} is a file; expected a folder")
+        if os.path.ismount(target):
+            raise InputError(
+                f"--out: {out} is a mount point and cannot be replaced; choose a folder inside it"
+            )
+        if any(target.iterdir()) and not (target / marker).is_file():
+            raise InputError(
+                f"--out: {out} holds other files (no {marker}) and is left alone; choose a new or empty folder"
+            )
+    except OSError as error:
+        raise InputError(
+            f"--out: {out} cannot be read ({error.strerror}); expected a writable folder"
+        ) from None
+
+
+def _missing_parents(target: Path) -> list[Path]:
+    """The parents that do not exist yet, deepest first."""
+    missing = []
+    for parent in target.parents:
+        if os.path.lexists(parent):
+            break
+        missing.append(parent)
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _swap(staged: Path, target: Path) -> None:
+    """Put `staged` where `target` is; what was there goes only when the new one is in place."""
+    if not target.exists():
+        os.rename(staged, target)
+        return
+    earlier = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-earlier-"))
+    os.rename(target, earlier)
+    try:
+        os.rename(staged, target)
+    except BaseException:
+        os.rename(earlier, target)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

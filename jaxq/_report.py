@@ -1,0 +1,405 @@
+"""The report of the main job: one page without network, for a planner who does not know the code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import _report_page as page
+
+Summary = Mapping[str, Any]
+
+PLAIN_WORDS = {
+    "gate_and_route": "A fixed share of the GPUs reads prompts, always for the class that is furthest behind the plan; "
+    "answers are written on the other GPUs first.",
+    "prioritize_and_route": "The same with a fixed order of classes: long answers to short prompts come first.",
+    "sli_gate_and_route": "As gate_and_route, but answers are dealt out at random in the plan's proportions.",
+    "sarathi": "How serving systems run today: any GPU, first come, first served, and each answer is written where its "
+    "prompt was read.",
+    "gate_immediate": "As sarathi, but the next prompt is chosen by the plan instead of by its turn.",
+    "gate_fcfs": "Prompts come first everywhere; answers go to GPUs that read no prompt.",
+    "fcfs_route": "As gate_and_route, but prompts are read in turn, whatever the plan says.",
+    "price_and_pack": "Prompts are chosen by what one more request of the class is worth; answers are packed beside "
+    "prompts that are being read. Needs no fixed share.",
+}
+"""What each policy does, for someone who schedules a cluster."""
+
+
+def report_html(summary: Summary, figures: Mapping[str, str]) -> str:
+    """The report.
+
+    **Arguments:** `summary`: as in run.json; `figures`: SVG elements by name (`gap`, `revenue`, `occupancies`,
+    `sample_path`).
+    """
+    name = summary["instance"]["name"]
+    sections = (
+        *_answer(summary),
+        *_asked(summary),
+        *_policies(summary, figures),
+        *_comparison(summary),
+        *_plan(summary),
+        *_occupancies(summary, figures),
+        *_limits(summary),
+        *_reproduce(summary),
+    )
+    return page.page(f"{name}: policies against the best possible revenue", sections)
+
+
+def _answer(summary: Summary) -> list[str]:
+    """The headline, and the answer in a sentence."""
+    name, scheme = summary["instance"]["name"], summary["plan"]["scheme"]
+    best, others = _ranked(summary)
+    bound = best["bound"][scheme]
+    text = (
+        f"On {best['gpus']} GPUs the best of the {1 + len(others)} policies measured is {best['policy']}: it earns "
+        f"{_interval(best[f'revenue_{scheme}'])} per GPU and second (95 % interval), {_gap_words(best)} the best "
+        f"possible {bound:.2f}."
+    )
+    baseline = summary["baseline"]
+    reference = next((record for record in others if record["policy"] == baseline), None)
+    if reference is not None:
+        text += (
+            f" {baseline}, how serving systems run today, earns {_interval(reference[f'revenue_{scheme}'])}, "
+            f"{_gap_words(reference)} it."
+        )
+    return [
+        page.heading(f"How close does {name} come to its best possible revenue?", 1),
+        page.paragraph(text, "lead"),
+        *(page.paragraph(caution, "note") for caution in _cautions(summary)),
+    ]
+
+
+def _asked(summary: Summary) -> list[str]:
+    """What was asked: the cluster, the requests, the prices, and what was simulated."""
+    instance, effort = summary["instance"], summary["effort"]
+    hardware, pricing = instance["hardware"], instance["pricing"]
+    paid = (
+        "prompt and answer are paid when a request completes (bundled)"
+        if pricing["scheme"] == "bundled"
+        else "a prompt is paid when it has been read, an answer when it is complete (separate)"
+    )
+    sizes = ", ".join(f"{size['n_gpus']} GPUs ({size['replications']} times)" for size in effort["sizes"])
+    rows = [
+        (
+            request["name"],
+            f"{request['prompt_tokens']:g}",
+            f"{request['output_tokens']:g}",
+            f"{request['arrival_rate']:g}",
+            _patience(request["patience_rate"]),
+        )
+        for request in instance["classes"]
+    ]
+    return [
+        page.heading("What was asked"),
+        page.paragraph(
+            f"A GPU serves up to {hardware['batch_size']} requests at once. An iteration takes "
+            f"{1000 * hardware['solo_iteration_time']:.4g} ms and gives each running answer one token; while the GPU also "
+            f"reads a prompt, {hardware['chunk_size']} tokens at a time, it takes "
+            f"{1000 * hardware['mixed_iteration_time']:.4g} ms, so that reading slows the answers beside it down. A prompt "
+            f"token costs {pricing['prefill']:g}, an answer's token {pricing['decode']:g}; {paid}."
+        ),
+        page.table(
+            (
+                "class of requests",
+                "prompt, tokens",
+                "answer, tokens",
+                "arrivals per GPU and second",
+                "gives up waiting after",
+            ),
+            rows,
+        ),
+        page.paragraph(
+            f"Simulated: {sizes}; each time {effort['horizon']:g} s from an empty cluster, of which the first "
+            f"{effort['warmup']:g} s are discarded. Every policy met the same arrivals.",
+            "quiet",
+        ),
+    ]
+
+
+def _policies(summary: Summary, figures: Mapping[str, str]) -> list[str]:
+    """Every policy's revenue and gap, drawn and as a table."""
+    scheme = summary["plan"]["scheme"]
+    best, others = _ranked(summary)
+    rows = [
+        (
+            record["policy"],
+            _interval(record[f"revenue_{scheme}"]),
+            f"{_percent(record['gap'])} %",
+            f"{1000 * record['time_per_token_emitted']['mean']:.3g}",
+            f"{100 * _lost(record):.2g} %",
+            PLAIN_WORDS.get(record["policy"], ""),
+        )
+        for record in (best, *others)
+    ]
+    return [
+        page.heading("How the policies do"),
+        page.side_by_side(
+            page.figure(
+                figures["gap"],
+                "Gap to the best possible revenue against the number of GPUs",
+                "How far each policy stays below the best possible revenue, by the size of the cluster. Lower is better; "
+                "0 cannot be undercut in the long run.",
+            ),
+            page.figure(
+                figures["revenue"],
+                "Revenue of each policy",
+                f"Revenue on {best['gpus']} GPUs. The dashed line is the best possible: no policy can earn more in the "
+                "long run.",
+            ),
+        ),
+        page.table(
+            (
+                "policy",
+                f"{scheme} revenue per GPU and s",
+                "below the best possible",
+                "ms per token",
+                "requests lost",
+                "what it does",
+            ),
+            rows,
+            texts=(5,),
+            best=0,
+        ),
+        page.paragraph(
+            f"On {best['gpus']} GPUs; in brackets the ends of the 95 % interval. Requests lost gave up waiting, before or "
+            "after their prompt was read.",
+            "quiet",
+        ),
+        _all_sizes(summary),
+    ]
+
+
+def _all_sizes(summary: Summary) -> str:
+    """Gap of each policy at each size, and both revenues, folded away."""
+    rows = [
+        (
+            record["policy"],
+            str(record["gpus"]),
+            str(record["replications"]),
+            _interval(record["revenue_bundled"]),
+            _interval(record["revenue_separate"]),
+            _percent(record["gap_bundled"]),
+            _percent(record["gap_separate"]),
+        )
+        for record in summary["records"]
+    ]
+    headings = (
+        "policy",
+        "GPUs",
+        "replications",
+        "bundled revenue",
+        "separate revenue",
+        "bundled gap, %",
+        "separate gap, %",
+    )
+    return page.folded("All sizes, both ways of charging", page.table(headings, rows))
+
+
+def _comparison(summary: Summary) -> list[str]:
+    """Paired differences from the baseline at the largest size."""
+    if not summary["comparisons"]:
+        return []
+    comparison = max(summary["comparisons"], key=lambda row: row["gpus"])
+    key, baseline = f"revenue_{summary['plan']['scheme']}", comparison["baseline"]
+    ordered = sorted(comparison["differences"].items(), key=lambda item: -item[1][key]["mean"])
+    rows = [
+        (name, _signed(row[key]), _verdict(row[key], baseline), _number(row[key]["correlation"], "{:.2f}"))
+        for name, row in ordered
+    ]
+    return [
+        page.heading(f"Compared with {baseline}, run by run"),
+        page.paragraph(
+            f"Every policy met the same arrivals as {baseline}, so the difference in each run says more than two averages "
+            f"side by side. {comparison['gpus']} GPUs; revenue per GPU and second."
+        ),
+        page.table(("policy", f"earns more than {baseline} by", "verdict", "correlation"), rows, texts=(2,)),
+    ]
+
+
+def _plan(summary: Summary) -> list[str]:
+    """The optimum of the planning problem, in words and as a table."""
+    plan = summary["plan"]
+    columns = ("x", "y_mixed", "y_solo", "q_prefill", "q_decode", "bid_prices")
+    rows = [
+        (name, *(f"{plan[column][i]:.4f}" for column in columns)) for i, name in enumerate(plan["classes"])
+    ]
+    prices = [
+        (
+            name.replace("_", " "),
+            ", ".join(f"{value:.4g}" for value in (price if isinstance(price, list) else [price])),
+        )
+        for name, price in plan["shadow_prices"].items()
+    ]
+    headings = (
+        "class of requests",
+        "prompts being read",
+        "answers beside a prompt",
+        "answers on other GPUs",
+        "waiting for prefill",
+        "waiting for decode",
+        "worth of one more request",
+    )
+    return [
+        page.heading("The best possible, and the plan behind it"),
+        page.paragraph(
+            f"A linear program gives the most that any policy can earn in the long run, {plan['revenue']:.4f} per GPU and "
+            f"second, and how many requests a GPU should then hold on average. {100 * sum(plan['x']):.1f} % of the GPUs "
+            "read a prompt at any time."
+        ),
+        page.table(headings, rows),
+        page.folded(
+            "What one more unit of each resource would earn (shadow prices)",
+            page.table(("constraint", "price, one a class where several"), prices),
+        ),
+    ]
+
+
+def _occupancies(summary: Summary, figures: Mapping[str, str]) -> list[str]:
+    """Measured occupancies against the plan, and a sample path."""
+    paths = summary["sample_paths"]
+    names = " and ".join(path["policy"] for path in paths)
+    return [
+        page.heading("What the GPUs are doing"),
+        page.side_by_side(
+            page.figure(
+                figures["occupancies"],
+                "Occupancies of each policy against the plan",
+                "Average requests per GPU in each stage, by class and policy; dashed lines are the plan. A policy loses "
+                "revenue where its points leave the lines.",
+            ),
+            page.figure(
+                figures["sample_path"],
+                "Occupancies and queues of the cluster in time",
+                f"One run of {paths[0]['gpus']} GPUs under {names}, from an empty cluster: answers being written, prompts "
+                "being read, and requests that wait; dashed lines are the plan.",
+            ),
+        ),
+    ]
+
+
+def _limits(summary: Summary) -> list[str]:
+    """What the numbers rest on."""
+    names = {row["name"] for row in summary["policies"]}
+    items = [
+        "Lengths of prompts and answers, times between arrivals and patience are random with exponential laws around the "
+        "means above; an iteration takes the same time whatever the length of the texts in it.",
+        "The best possible revenue is the optimum of the steady-state linear program: no policy can exceed it in the long "
+        "run on any number of GPUs. A run shorter than forever may, by chance, which the intervals allow for.",
+        "An interval of 95 % misses the long-run value in one case of twenty.",
+    ]
+    if names & {"sarathi", "fcfs_route"}:
+        items.append(
+            "First come, first served is simulated by drawing the class in proportion to the numbers waiting. With equal "
+            "patience in all classes this changes no average; with unequal patience it changes the mix of classes (0.5 % "
+            "of revenue has been seen)."
+        )
+    return [page.heading("What these numbers rest on"), page.bullets(items)]
+
+
+def _reproduce(summary: Summary) -> list[str]:
+    """How to get the same numbers again."""
+    environment, instance = summary["environment"], summary["instance"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    kinds = [f"{device['platform']} ({device['kind']})" for device in environment["devices"]]
+    devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    engines = dict.fromkeys(record["engine"] for record in summary["records"])
+    return [
+        page.heading("How to get these numbers again"),
+        page.code(summary["command"]),
+        page.bullets(
+            (
+                f"Seed {summary['seed']}: the same seed gives the same numbers on any number of devices of one kind.",
+                f"Instance {instance['name']}, fingerprint {instance['fingerprint']} (instance.toml beside this page).",
+                f"Devices: {devices}; {environment['machine']}, {environment['cores']} cores.",
+                f"Versions: {versions}.",
+                f"Took {summary['seconds']:.0f} s, compilation included; finished {summary['finished']}.",
+            )
+        ),
+        page.paragraph(
+            "Beside this page: run.json (everything), results.csv (every estimate, one a line), results/ (every run, "
+            "netCDF), figures/ (SVG and PNG).",
+            "quiet",
+        ),
+        page.folded("Engines", page.bullets(engines)),
+        page.paragraph(
+            "Model: R. Lin, Z. Ding, Z. Han, J. Zhang, Large-Scale LLM Inference with Heterogeneous Workloads: "
+            "Prefill-Decode Contention and Asymptotically Optimal Control, arXiv:2602.02987 (2026).",
+            "quiet",
+        ),
+    ]
+
+
+def _ranked(summary: Summary) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """The records of the largest cluster: the one that earns most, and the others, best first."""
+    most = max(record["gpus"] for record in summary["records"])
+    key = f"revenue_{summary['plan']['scheme']}"
+    records = [record for record in summary["records"] if record["gpus"] == most]
+    best, *others = sorted(records, key=lambda record: -record[key]["mean"])
+    return best, others
+
+
+def _cautions(summary: Summary) -> list[str]:
+    """What makes intervals doubtful: warm-ups, and a gap that is negative beyond its error."""
+    lines = []
+    for record in summary["records"]:
+        label = f"{record['policy']} on {record['gpus']} GPUs"
+        lines += [f"Caution, {label}: {caution}." for caution in record["cautions"]]
+        high = record["gap"]["ci95"][1]
+        if high is not None and high < 0:
+            lines.append(
+                f"Caution, {label}: it earned more than is possible in the long run, by more than its interval; the "
+                "warm-up or the horizon is too short."
+            )
+    shown, hidden = lines[:4], lines[4:]
+    return shown + ([f"{len(hidden)} more such cautions stand in run.json."] if hidden else [])
+
+
+def _lost(record: Mapping[str, Any]) -> float:
+    """Share of the requests that gave up."""
+    lost = sum(record["abandonment_rate_prefill"]["mean"]) + sum(record["abandonment_rate_decode"]["mean"])
+    return lost / sum(record["arrival_rate"]["mean"])
+
+
+def _verdict(difference: Mapping[str, Any], baseline: str) -> str:
+    low, high = difference["ci95"]
+    if low is None or low <= 0 <= high:
+        return f"no different from {baseline}, as far as these runs can tell"
+    return f"earns {'more' if low > 0 else 'less'} than {baseline}"
+
+
+def _gap_words(record: Mapping[str, Any]) -> str:
+    return f"{_percent(record['gap'])} % below"
+
+
+def _patience(rate: float) -> str:
+    return f"{1 / rate:.4g} s on average" if rate > 0 else "never"
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    """`291.40 (291.10 to 291.70)`."""
+    return _with_ends(estimate, "{:.2f}")
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    """A share in percent with its interval, without the sign."""
+    return _with_ends(
+        {"mean": _scaled(estimate["mean"]), "ci95": [_scaled(end) for end in estimate["ci95"]]}, "{:.2f}"
+    )
+
+
+def _signed(estimate: Mapping[str, Any]) -> str:
+    """A difference with its interval, signs shown."""
+    return _with_ends(estimate, "{:+.2f}")
+
+
+def _with_ends(estimate: Mapping[str, Any], form: str) -> str:
+    low, high = (_number(end, form) for end in estimate["ci95"])
+    return f"{_number(estimate['mean'], form)} ({low} to {high})"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value).replace("-", "−")
+
+
+def _scaled(value: float | None) -> float | None:
+    return None if value is None else 100 * value

@@ -1,0 +1,126 @@
+"""What commands report, as plain dictionaries for JSON: instance, plan, comparisons, environment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._instance import Instance
+    from ._plan import Plan
+    from ._result import Result
+
+PACKAGES = ("jaxq", "jax", "jaxlib", "equinox", "numpy", "scipy")
+"""Packages whose versions results depend on."""
+
+
+def plain(value: Any) -> Any:
+    """Numbers, texts, lists and dictionaries that JSON holds; None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(value: Any, path: Path) -> None:
+    """A JSON file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(plain(value), allow_nan=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def instance_dict(instance: Instance) -> dict[str, Any]:
+    """An instance: times in s, lengths in tokens, rates in 1/s (arrivals per GPU), prices per token."""
+    time, pricing, workload = instance.iteration_time, instance.pricing, instance.workload
+    numbers = ("prompt_tokens", "output_tokens", "arrival_rate", "patience_rate")
+    return {
+        "name": instance.name,
+        "fingerprint": instance.fingerprint(),
+        "hardware": {
+            "alpha": float(time.alpha),
+            "beta": float(time.beta),
+            "solo_iteration_time": float(time.solo),
+            "mixed_iteration_time": float(instance.mixed_iteration_time),
+            "batch_size": int(instance.batch_size),
+            "chunk_size": int(instance.chunk_size),
+        },
+        "pricing": {
+            "scheme": pricing.scheme,
+            "prefill": float(pricing.prefill),
+            "decode": float(pricing.decode),
+        },
+        "classes": [
+            {"name": name} | {number: float(getattr(workload, number)[i]) for number in numbers}
+            for i, name in enumerate(workload.names)
+        ],
+    }
+
+
+def plan_dict(instance: Instance, plan: Plan) -> dict[str, Any]:
+    """A plan: money per GPU and second, requests per GPU by class, prices by constraint."""
+    return {
+        "revenue": float(plan.revenue),
+        "scheme": plan.scheme,
+        "x": plain(plan.x),
+        "y_mixed": plain(plan.y_mixed),
+        "y_solo": plain(plan.y_solo),
+        "q_prefill": plain(plan.q_prefill),
+        "q_decode": plain(plan.q_decode),
+        "bid_prices": plain(plan.bid_prices),
+        "shadow_prices": plain(plan.shadow_prices),
+        "unique": bool(plan.unique),
+        "flows_unique": bool(plan.flows_unique),
+        "no_decode_queue": bool(plan.no_decode_queue),
+        "plan_revenue": float(plan.plan_revenue),
+        "instance": instance.name,
+        "fingerprint": instance.fingerprint(),
+        "classes": list(instance.workload.names),
+    }
+
+
+def comparison_dicts(
+    results: Mapping[tuple[str, int], Result], baseline: str | None = None
+) -> list[dict[str, Any]]:
+    """At each number of GPUs, how far each policy is ahead of a baseline (the first policy when None).
+
+    `results` are keyed by policy and number of GPUs; sizes with a single policy have no comparison.
+    """
+    from ._compare import compare
+
+    rows = []
+    for n_gpus in dict.fromkeys(size for _, size in results):
+        labelled = {name: result for (name, size), result in results.items() if size == n_gpus}
+        if len(labelled) > 1:
+            rows.append({"gpus": n_gpus, **compare(labelled, baseline).to_dict()})
+    return rows
+
+
+def environment_dict() -> dict[str, Any]:
+    """Versions, machine, cores and devices."""
+    import jax
+
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": usable_cores(),
+        "devices": [{"platform": device.platform, "kind": device.device_kind} for device in jax.devices()],
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,114 @@
+"""The command line: `jaxq`. What fails is one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from ._cli.benchmark import benchmark
+from ._cli.calibrate import calibrate
+from ._cli.catalogue import policies, presets
+from ._cli.info import info
+from ._cli.plan import plan
+from ._cli.run import run
+from ._cli.simulate import simulate
+from ._errors import InputError, SimulationError
+
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+_UsageError = typer.BadParameter.__mro__[1]
+"""The error for options that cannot be read, wherever typer takes it from."""
+
+app = typer.Typer(
+    name="jaxq",
+    help="Large clusters of GPUs that serve LLM requests: simulate a scheduling policy, and see how far it is from the "
+    "best possible revenue.\n\nStart with `jaxq run`: it measures every policy on the reference cluster, or on yours, "
+    "and writes a report.",
+    epilog="Exit codes: 0 done, 1 failed, 2 input refused, 130 interrupted. JAXQ_DEBUG=1 shows where a failure is.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (run, simulate, plan, calibrate, presets, policies, info, benchmark):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command that `arguments` (or the process's own) name, and exit with its code.
+
+    Exit codes: 0, 1 (a simulation or something unexpected failed), 2 (input was refused), 130 (interrupted).
+    """
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. A failure is one line on stderr; nothing is raised for it."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = os.environ.get("JAXQ_DEBUG") == "1"
+    with _terminated_as_interrupted():
+        try:
+            code = typer.main.get_command(app).main(args=given, prog_name="jaxq", standalone_mode=False)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else OK
+        except (typer.Abort, KeyboardInterrupt):
+            _say(
+                "interrupted; no half-written result is left. The same command starts again, and compiles nothing twice"
+            )
+            return INTERRUPTED
+        except (InputError, _UsageError) as error:
+            message, code = _message_of(error), REFUSED
+        except BrokenPipeError:
+            # The reader of stdout has gone, as in `jaxq presets | head`: nothing is left to say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        except SimulationError as error:
+            message, code = str(error), FAILED
+        except Exception as error:
+            message, code = f"{type(error).__name__}: {error}; JAXQ_DEBUG=1 shows where", FAILED
+        if debug:
+            traceback.print_exc()
+        _say(message)
+        return code
+
+
+def _message_of(error: Any) -> str:
+    """The message of refused input, with where to look up the usage."""
+    if not isinstance(error, _UsageError):
+        return str(error)
+    path = error.ctx.command_path if error.ctx is not None else "jaxq"
+    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+
+
+def _say(message: str) -> None:
+    """One line on stderr."""
+    print(f"jaxq: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Meanwhile a request to terminate ends the process as Ctrl-C does, so that it cleans up behind itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()
