@@ -1,15 +1,15 @@
-"""The figures of the main job, drawn from its summary; no display and no global state of matplotlib is needed."""
+"""The figures of the main job, drawn from its summary without a display or a global state."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -34,6 +34,8 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxq",
 }
+
+_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -71,7 +73,7 @@ def svg_texts(figures: Mapping[str, Figure]) -> dict[str, str]:
         with matplotlib.rc_context(_STYLE):
             figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
         text = stream.getvalue()
-        texts[name] = text[text.index("<svg") :]
+        texts[name] = _METADATA.sub("", text[text.index("<svg") :])
     return texts
 
 
@@ -239,7 +241,7 @@ def _class_handles(classes: Sequence[str], plan_line: bool) -> list[Line2D]:
 
 
 def _text(name: str, longest: int = 26) -> str:
-    """A user's text as a label: printable, short, no formula, and not hidden (as labels with an underscore are)."""
+    """A user's text as a label: printable, short, no formula, not hidden by a first underscore."""
     shown = "".join(character if character.isprintable() else "?" for character in name)
     shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
     return (" " + shown if shown.startswith("_") else shown).replace("$", r"\$")

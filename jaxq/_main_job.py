@@ -53,7 +53,8 @@ class Effort:
 
     - `sizes`: the clusters.
     - `horizon`, `warmup`: simulated seconds of each replication, and how many of them are discarded.
-    - `path_size`: which of the sizes the sample paths show; `path_horizon` s of them, in `path_windows` averages.
+    - `path_size`: which of the sizes the sample paths show; `path_horizon` s of them, in `path_windows`
+      averages.
     """
 
     name: str
@@ -139,7 +140,7 @@ def run_main_job(
 
 
 def write_main_job(job: MainJob, folder: Path) -> None:
-    """Write report.html, the figures (SVG and PNG), the results (netCDF and one CSV), the instance and run.json."""
+    """Write report.html, figures (SVG, PNG), results (netCDF and one CSV), the instance and run.json."""
     figures = draw_figures(job.summary)
     (folder / "figures").mkdir()
     save_figures(figures, folder / "figures")

@@ -67,7 +67,7 @@ def free_memory() -> Free:
 
 
 def host_memory() -> int | None:
-    """Bytes that this process may still take on the host: of the machine, or of its control group if that is less."""
+    """Bytes that this process may still take on the host: of the machine, or of its control group if less."""
     limits = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -16,7 +16,8 @@ from ._errors import InputError
 def staged_folder(out: Path, marker: str) -> Iterator[Path]:
     """A new folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
 
-    Entering it shows at once whether the output can be written. An earlier output is replaced only then, as a whole.
+    Entering it shows at once whether the output can be written. An earlier output is replaced only then, as a
+    whole.
 
     **Arguments:**
 
@@ -74,7 +75,8 @@ def _check_replaceable(out: Path, target: Path, marker: str) -> None:
             )
         if any(target.iterdir()) and not (target / marker).is_file():
             raise InputError(
-                f"--out: {out} holds other files (no {marker}) and is left alone; choose a new or empty folder"
+                f"--out: {out} holds other files (no {marker}) and is left alone; choose a new or empty "
+                "folder"
             )
     except OSError as error:
         raise InputError(

@@ -10,17 +10,17 @@ from . import _report_page as page
 Summary = Mapping[str, Any]
 
 PLAIN_WORDS = {
-    "gate_and_route": "A fixed share of the GPUs reads prompts, always for the class that is furthest behind the plan; "
-    "answers are written on the other GPUs first.",
-    "prioritize_and_route": "The same with a fixed order of classes: long answers to short prompts come first.",
+    "gate_and_route": "A fixed share of the GPUs reads prompts, always for the class that is furthest behind "
+    "the plan; answers are written on the other GPUs first.",
+    "prioritize_and_route": "The same with a fixed order of classes: long answers to short prompts first.",
     "sli_gate_and_route": "As gate_and_route, but answers are dealt out at random in the plan's proportions.",
-    "sarathi": "How serving systems run today: any GPU, first come, first served, and each answer is written where its "
-    "prompt was read.",
+    "sarathi": "How serving systems run today: any GPU, first come, first served, and each answer is written "
+    "where its prompt was read.",
     "gate_immediate": "As sarathi, but the next prompt is chosen by the plan instead of by its turn.",
     "gate_fcfs": "Prompts come first everywhere; answers go to GPUs that read no prompt.",
     "fcfs_route": "As gate_and_route, but prompts are read in turn, whatever the plan says.",
-    "price_and_pack": "Prompts are chosen by what one more request of the class is worth; answers are packed beside "
-    "prompts that are being read. Needs no fixed share.",
+    "price_and_pack": "Prompts are chosen by what one more request of the class is worth; answers are packed "
+    "beside prompts that are being read. Needs no fixed share.",
 }
 """What each policy does, for someone who schedules a cluster."""
 
@@ -28,8 +28,8 @@ PLAIN_WORDS = {
 def report_html(summary: Summary, figures: Mapping[str, str]) -> str:
     """The report.
 
-    **Arguments:** `summary`: as in run.json; `figures`: SVG elements by name (`gap`, `revenue`, `occupancies`,
-    `sample_path`).
+    **Arguments:** `summary`: as in run.json; `figures`: SVG elements by name (`gap`, `revenue`,
+    `occupancies`, `sample_path`).
     """
     name = summary["instance"]["name"]
     sections = (
@@ -51,9 +51,9 @@ def _answer(summary: Summary) -> list[str]:
     best, others = _ranked(summary)
     bound = best["bound"][scheme]
     text = (
-        f"On {best['gpus']} GPUs the best of the {1 + len(others)} policies measured is {best['policy']}: it earns "
-        f"{_interval(best[f'revenue_{scheme}'])} per GPU and second (95 % interval), {_gap_words(best)} the best "
-        f"possible {bound:.2f}."
+        f"On {best['gpus']} GPUs the best of the {1 + len(others)} policies measured is {best['policy']}: "
+        f"it earns {_interval(best[f'revenue_{scheme}'])} per GPU and second (95 % interval), "
+        f"{_gap_words(best)} the best possible {bound:.2f}."
     )
     baseline = summary["baseline"]
     reference = next((record for record in others if record["policy"] == baseline), None)
@@ -93,10 +93,11 @@ def _asked(summary: Summary) -> list[str]:
         page.heading("What was asked"),
         page.paragraph(
             f"A GPU serves up to {hardware['batch_size']} requests at once. An iteration takes "
-            f"{1000 * hardware['solo_iteration_time']:.4g} ms and gives each running answer one token; while the GPU also "
-            f"reads a prompt, {hardware['chunk_size']} tokens at a time, it takes "
-            f"{1000 * hardware['mixed_iteration_time']:.4g} ms, so that reading slows the answers beside it down. A prompt "
-            f"token costs {pricing['prefill']:g}, an answer's token {pricing['decode']:g}; {paid}."
+            f"{1000 * hardware['solo_iteration_time']:.4g} ms and gives each running answer one token; "
+            f"while the GPU also reads a prompt, {hardware['chunk_size']} tokens at a time, it takes "
+            f"{1000 * hardware['mixed_iteration_time']:.4g} ms, so that reading slows the answers beside "
+            f"it down. A prompt token costs {pricing['prefill']:g}, an answer's token "
+            f"{pricing['decode']:g}; {paid}."
         ),
         page.table(
             (
@@ -109,8 +110,8 @@ def _asked(summary: Summary) -> list[str]:
             rows,
         ),
         page.paragraph(
-            f"Simulated: {sizes}; each time {effort['horizon']:g} s from an empty cluster, of which the first "
-            f"{effort['warmup']:g} s are discarded. Every policy met the same arrivals.",
+            f"Simulated: {sizes}; each time {effort['horizon']:g} s from an empty cluster, of which the "
+            f"first {effort['warmup']:g} s are discarded. Every policy met the same arrivals.",
             "quiet",
         ),
     ]
@@ -137,14 +138,14 @@ def _policies(summary: Summary, figures: Mapping[str, str]) -> list[str]:
             page.figure(
                 figures["gap"],
                 "Gap to the best possible revenue against the number of GPUs",
-                "How far each policy stays below the best possible revenue, by the size of the cluster. Lower is better; "
-                "0 cannot be undercut in the long run.",
+                "How far each policy stays below the best possible revenue, by the size of the cluster. "
+                "Lower is better; 0 cannot be undercut in the long run.",
             ),
             page.figure(
                 figures["revenue"],
                 "Revenue of each policy",
-                f"Revenue on {best['gpus']} GPUs. The dashed line is the best possible: no policy can earn more in the "
-                "long run.",
+                f"Revenue on {best['gpus']} GPUs. The dashed line is the best possible: no policy can earn "
+                "more in the long run.",
             ),
         ),
         page.table(
@@ -161,8 +162,8 @@ def _policies(summary: Summary, figures: Mapping[str, str]) -> list[str]:
             best=0,
         ),
         page.paragraph(
-            f"On {best['gpus']} GPUs; in brackets the ends of the 95 % interval. Requests lost gave up waiting, before or "
-            "after their prompt was read.",
+            f"On {best['gpus']} GPUs; in brackets the ends of the 95 % interval. Requests lost gave up "
+            "waiting, before or after their prompt was read.",
             "quiet",
         ),
         _all_sizes(summary),
@@ -209,8 +210,8 @@ def _comparison(summary: Summary) -> list[str]:
     return [
         page.heading(f"Compared with {baseline}, run by run"),
         page.paragraph(
-            f"Every policy met the same arrivals as {baseline}, so the difference in each run says more than two averages "
-            f"side by side. {comparison['gpus']} GPUs; revenue per GPU and second."
+            f"Every policy met the same arrivals as {baseline}, so the difference in each run says more "
+            f"than two averages side by side. {comparison['gpus']} GPUs; revenue per GPU and second."
         ),
         page.table(("policy", f"earns more than {baseline} by", "verdict", "correlation"), rows, texts=(2,)),
     ]
@@ -242,9 +243,9 @@ def _plan(summary: Summary) -> list[str]:
     return [
         page.heading("The best possible, and the plan behind it"),
         page.paragraph(
-            f"A linear program gives the most that any policy can earn in the long run, {plan['revenue']:.4f} per GPU and "
-            f"second, and how many requests a GPU should then hold on average. {100 * sum(plan['x']):.1f} % of the GPUs "
-            "read a prompt at any time."
+            "A linear program gives the most that any policy can earn in the long run, "
+            f"{plan['revenue']:.4f} per GPU and second, and how many requests a GPU should then hold on "
+            f"average. {100 * sum(plan['x']):.1f} % of the GPUs read a prompt at any time."
         ),
         page.table(headings, rows),
         page.folded(
@@ -264,14 +265,14 @@ def _occupancies(summary: Summary, figures: Mapping[str, str]) -> list[str]:
             page.figure(
                 figures["occupancies"],
                 "Occupancies of each policy against the plan",
-                "Average requests per GPU in each stage, by class and policy; dashed lines are the plan. A policy loses "
-                "revenue where its points leave the lines.",
+                "Average requests per GPU in each stage, by class and policy; dashed lines are the plan. A "
+                "policy loses revenue where its points leave the lines.",
             ),
             page.figure(
                 figures["sample_path"],
                 "Occupancies and queues of the cluster in time",
-                f"One run of {paths[0]['gpus']} GPUs under {names}, from an empty cluster: answers being written, prompts "
-                "being read, and requests that wait; dashed lines are the plan.",
+                f"One run of {paths[0]['gpus']} GPUs under {names}, from an empty cluster: answers being "
+                "written, prompts being read, and requests that wait; dashed lines are the plan.",
             ),
         ),
     ]
@@ -281,17 +282,19 @@ def _limits(summary: Summary) -> list[str]:
     """What the numbers rest on."""
     names = {row["name"] for row in summary["policies"]}
     items = [
-        "Lengths of prompts and answers, times between arrivals and patience are random with exponential laws around the "
-        "means above; an iteration takes the same time whatever the length of the texts in it.",
-        "The best possible revenue is the optimum of the steady-state linear program: no policy can exceed it in the long "
-        "run on any number of GPUs. A run shorter than forever may, by chance, which the intervals allow for.",
+        "Lengths of prompts and answers, times between arrivals and patience are random with exponential "
+        "laws around the means above; an iteration takes the same time whatever the length of the texts in "
+        "it.",
+        "The best possible revenue is the optimum of the steady-state linear program: no policy can exceed "
+        "it in the long run on any number of GPUs. A run shorter than forever may, by chance, which the "
+        "intervals allow for.",
         "An interval of 95 % misses the long-run value in one case of twenty.",
     ]
     if names & {"sarathi", "fcfs_route"}:
         items.append(
-            "First come, first served is simulated by drawing the class in proportion to the numbers waiting. With equal "
-            "patience in all classes this changes no average; with unequal patience it changes the mix of classes (0.5 % "
-            "of revenue has been seen)."
+            "First come, first served is simulated by drawing the class in proportion to the numbers "
+            "waiting. With equal patience in all classes this changes no average; with unequal patience it "
+            "changes the mix of classes (0.5 % of revenue has been seen)."
         )
     return [page.heading("What these numbers rest on"), page.bullets(items)]
 
@@ -308,22 +311,25 @@ def _reproduce(summary: Summary) -> list[str]:
         page.code(summary["command"]),
         page.bullets(
             (
-                f"Seed {summary['seed']}: the same seed gives the same numbers on any number of devices of one kind.",
-                f"Instance {instance['name']}, fingerprint {instance['fingerprint']} (instance.toml beside this page).",
+                f"Seed {summary['seed']}: the same seed gives the same numbers on any number of devices of "
+                "one kind.",
+                f"Instance {instance['name']}, fingerprint {instance['fingerprint']} (instance.toml beside "
+                "this page).",
                 f"Devices: {devices}; {environment['machine']}, {environment['cores']} cores.",
                 f"Versions: {versions}.",
                 f"Took {summary['seconds']:.0f} s, compilation included; finished {summary['finished']}.",
             )
         ),
         page.paragraph(
-            "Beside this page: run.json (everything), results.csv (every estimate, one a line), results/ (every run, "
-            "netCDF), figures/ (SVG and PNG).",
+            "Beside this page: run.json (everything), results.csv (every estimate, one a line), results/ "
+            "(every run, netCDF), figures/ (SVG and PNG).",
             "quiet",
         ),
         page.folded("Engines", page.bullets(engines)),
         page.paragraph(
-            "Model: R. Lin, Z. Ding, Z. Han, J. Zhang, Large-Scale LLM Inference with Heterogeneous Workloads: "
-            "Prefill-Decode Contention and Asymptotically Optimal Control, arXiv:2602.02987 (2026).",
+            "Model: R. Lin, Z. Ding, Z. Han, J. Zhang, Large-Scale LLM Inference with Heterogeneous "
+            "Workloads: Prefill-Decode Contention and Asymptotically Optimal Control, arXiv:2602.02987 "
+            "(2026).",
             "quiet",
         ),
     ]
@@ -347,8 +353,8 @@ def _cautions(summary: Summary) -> list[str]:
         high = record["gap"]["ci95"][1]
         if high is not None and high < 0:
             lines.append(
-                f"Caution, {label}: it earned more than is possible in the long run, by more than its interval; the "
-                "warm-up or the horizon is too short."
+                f"Caution, {label}: it earned more than is possible in the long run, by more than its "
+                "interval; the warm-up or the horizon is too short."
             )
     shown, hidden = lines[:4], lines[4:]
     return shown + ([f"{len(hidden)} more such cautions stand in run.json."] if hidden else [])

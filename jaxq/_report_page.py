@@ -1,4 +1,4 @@
-"""A web page in one file: its style, and the few elements that a report is made of. Texts are escaped here."""
+"""A web page in one file: its style, and the few elements of a report; texts are escaped here."""
 
 from __future__ import annotations
 
@@ -8,32 +8,41 @@ from html import escape
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1a1a1a; font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+body {
+  margin: 0; background: #fff; color: #1a1a1a;
+  font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif;
+}
 main { max-width: 1240px; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: .6rem 0 .3rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .6rem 0 .6rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .5rem; border-top: 1px solid #d8d8d8; padding-top: 1.1rem; }
-p, li { max-width: 46rem; }
+p, li { max-width: 46rem; overflow-wrap: break-word; }
 p { margin: .5rem 0; }
-.lead { font-size: 1.12rem; background: #f1f6fb; border-left: 4px solid #0072b2; padding: .8rem 1rem; max-width: 50rem; }
+.lead {
+  font-size: 1.12rem; background: #f1f6fb; border-left: 4px solid #0072b2;
+  padding: .8rem 1rem; max-width: 50rem;
+}
 .note { background: #fff7e6; border-left: 4px solid #b26a00; padding: .6rem 1rem; max-width: 50rem; }
 .quiet { color: #4d4d4d; font-size: .93rem; }
-.pair { display: grid; gap: 1.5rem; grid-template-columns: 1fr; }
-figure { margin: 1rem 0; max-width: 620px; min-width: 0; }
-figure svg { width: 100%; height: auto; display: block; font-family: "DejaVu Sans", Verdana, sans-serif; }
-figcaption { font-size: .93rem; color: #333; margin-top: .4rem; max-width: 46rem; }
+.pair { display: grid; gap: 1.5rem; grid-template-columns: minmax(0, 1fr); }
+figure { margin: 1rem 0; max-width: 620px; }
+figure svg {
+  width: 100%; height: auto; display: block; font-family: "DejaVu Sans", Verdana, sans-serif;
+}
+figcaption { font-size: .93rem; color: #333; margin-top: .4rem; }
 .table { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .7rem .32rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
-th { border-bottom: 2px solid #999; font-weight: 600; }
+th, td {
+  padding: .32rem 1rem .32rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4;
+}
+td { white-space: nowrap; }
+th { border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; min-width: 5.5rem; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td.text { min-width: 15rem; white-space: normal; }
+td.text { min-width: 17rem; white-space: normal; }
 tr.best td { background: #eef7ee; }
 code, pre { font: .88rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; }
-code { overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: .6rem 0; }
-@media (min-width: 1000px) { .pair { grid-template-columns: 1fr 1fr; } }
-@media print { main { max-width: none; } details { display: block; } }
+@media (min-width: 1000px) { .pair { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); } }
 """
 
 
@@ -87,7 +96,8 @@ def table(
     body = "".join(
         f"<tr{_class('best' if k == best else '')}>{cells('td', row)}</tr>\n" for k, row in enumerate(rows)
     )
-    return f'<div class="table"><table>\n<thead><tr>{cells("th", headings)}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>'
+    head = f"<thead><tr>{cells('th', headings)}</tr></thead>"
+    return f'<div class="table"><table>\n{head}\n<tbody>{body}</tbody>\n</table></div>'
 
 
 def figure(svg: str, name: str, caption: str) -> str:

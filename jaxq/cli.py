@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -27,19 +28,27 @@ OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 _UsageError = typer.BadParameter.__mro__[1]
 """The error for options that cannot be read, wherever typer takes it from."""
 
+
+def _help_of(command: Callable[..., None]) -> str:
+    """A command's docstring with each paragraph on one line, but for those that start with a backspace."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(p if p.startswith("\b") else p.replace("\n", " ") for p in paragraphs)
+
+
 app = typer.Typer(
     name="jaxq",
-    help="Large clusters of GPUs that serve LLM requests: simulate a scheduling policy, and see how far it is from the "
-    "best possible revenue.\n\nStart with `jaxq run`: it measures every policy on the reference cluster, or on yours, "
-    "and writes a report.",
-    epilog="Exit codes: 0 done, 1 failed, 2 input refused, 130 interrupted. JAXQ_DEBUG=1 shows where a failure is.",
+    help="Large clusters of GPUs that serve LLM requests: simulate a scheduling policy, and see how far it "
+    "is from the best possible revenue.\n\nStart with `jaxq run`: it measures every policy on the "
+    "reference cluster, or on yours, and writes a report.",
+    epilog="Exit codes: 0 done, 1 failed, 2 input refused, 130 interrupted. JAXQ_DEBUG=1 shows where a "
+    "failure is.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 for command in (run, simulate, plan, calibrate, presets, policies, info, benchmark):
-    app.command()(command)
+    app.command(help=_help_of(command))(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -61,7 +70,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             return code if isinstance(code, int) else OK
         except (typer.Abort, KeyboardInterrupt):
             _say(
-                "interrupted; no half-written result is left. The same command starts again, and compiles nothing twice"
+                "interrupted; no half-written result is left. The same command starts again, and compiles "
+                "nothing twice"
             )
             return INTERRUPTED
         except (InputError, _UsageError) as error:
@@ -95,7 +105,7 @@ def _say(message: str) -> None:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Meanwhile a request to terminate ends the process as Ctrl-C does, so that it cleans up behind itself."""
+    """Meanwhile a request to terminate ends the process as Ctrl-C does, so that it cleans up."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return

@@ -9,8 +9,8 @@ from .options import Json, print_json
 def benchmark(json: Json = False) -> None:
     """Measure how fast this machine simulates, and what a step compiles to.
 
-    Prints events and simulated GPU-seconds per second of each stepper on the reference instance, and the fusions and
-    loops of one compiled step.
+    Prints events and simulated GPU-seconds per second of each stepper on the reference instance, and the
+    fusions and loops of one compiled step.
 
     \b
     Examples:

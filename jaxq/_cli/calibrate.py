@@ -39,9 +39,10 @@ def calibrate(
 ) -> None:
     """Fit the iteration time of a GPU to measurements.
 
-    Fits tau(b) = base + slope * max(0, b - knee) to the time of an iteration with b tokens in the batch, one law for
-    each group of rows that share the further columns, with bootstrap intervals. alpha, beta and solo_iteration_time
-    of an instance are base - slope * knee, slope and base. Data that cannot tell where the knee is are refused.
+    Fits tau(b) = base + slope * max(0, b - knee) to the time of an iteration with b tokens in the batch, one
+    law for each group of rows that share the further columns, with bootstrap intervals. alpha, beta and
+    solo_iteration_time of an instance are base - slope * knee, slope and base. Data that cannot tell where
+    the knee is are refused.
 
     \b
     Examples:
@@ -92,26 +93,15 @@ def _file_name(label: str, taken: set[str]) -> str:
 
 def _print(fitted: FileCalibration) -> None:
     """Each group's law as a table for a person."""
-    from rich.console import Console
-    from rich.table import Table
+    from .tables import print_table, print_text
 
-    table = Table(title=f"{fitted.path}: estimate (95 % interval)", title_justify="left")
-    for heading in (
-        "group",
-        "alpha, s",
-        "beta = slope, s/token",
-        "solo = base, s",
-        "knee, tokens",
-        "R²",
-        "worst error",
-    ):
-        table.add_column(heading, justify="left" if heading == "group" else "right")
-    for calibration in fitted.calibrations:
-        table.add_row(*_row(calibration))
-    console = Console()
-    console.print(table)
+    print_table(
+        ("group", "alpha, s", "beta = slope, s/token", "solo = base, s", "knee, tokens", "R²", "worst error"),
+        [_row(calibration) for calibration in fitted.calibrations],
+        title=f"{fitted.path}: estimate (95 % interval)",
+    )
     for refusal in fitted.refused:
-        console.print(f"refused: {refusal.label}: {refusal.reason}", highlight=False, markup=False)
+        print_text(f"refused: {refusal.label}: {refusal.reason}")
 
 
 def _row(calibration: Calibration) -> tuple[str, ...]:

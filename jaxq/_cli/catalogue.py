@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Json, print_json
 
+if TYPE_CHECKING:
+    from .._presets import Preset
+
 
 def presets(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="Only presets whose name contains it.", show_default=False),
+        typer.Argument(metavar="TEXT", help="Only presets whose name contains it.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
     """Iteration times of real hardware and models, for `hardware.preset` in an instance.
 
-    Each preset gives alpha, beta and the solo iteration time of a model on a GPU, with its source, the chunk sizes
-    it holds for, the quality of the fit, and what its measurements leave out.
+    Each preset gives alpha, beta and the solo iteration time of a model on a GPU, with its source, the chunk
+    sizes it holds for, the quality of the fit, and what its measurements leave out.
 
     \b
     Examples:
@@ -35,48 +38,41 @@ def presets(
     if json:
         print_json({"presets": [preset.to_dict() for preset in chosen]})
         return
-    from rich.console import Console
-    from rich.table import Table
+    from .tables import print_table, print_text
 
-    table = Table()
-    for heading in (
-        "preset",
-        "alpha, s",
-        "beta, s/token",
-        "solo, s",
-        "chunk sizes",
-        "fit",
-        "R²",
-        "worst error",
-    ):
-        table.add_column(heading, justify="left" if heading in ("preset", "fit") else "right", no_wrap=True)
-    for preset in chosen:
-        low, high = preset.chunk_range
-        error = preset.max_relative_error
-        table.add_row(
-            preset.name,
-            f"{preset.alpha.value:.4g}",
-            f"{preset.beta.value:.4g}",
-            f"{preset.solo.value:.4g}",
-            f"{low:g} to {high:g}" if high < float("inf") else f"from {low:g}",
-            preset.fit,
-            "" if preset.r2 is None else f"{preset.r2:.4f}",
-            "" if error is None else f"{100 * error:.1f} %",
-        )
-    console = Console()
-    console.print(table)
+    print_table(
+        ("preset", "alpha, s", "beta, s/token", "solo, s", "chunk sizes", "fit", "R²", "worst error"),
+        [_row(preset) for preset in chosen],
+        texts=("fit",),
+    )
     for text in dict.fromkeys(f"Source: {preset.source}. {preset.leaves_out}" for preset in chosen):
-        console.print(text, highlight=False, markup=False)
+        print_text(text)
     if len(chosen) == 1 and chosen[0].notes:
-        console.print(chosen[0].notes, highlight=False, markup=False)
+        print_text(chosen[0].notes)
+
+
+def _row(preset: Preset) -> tuple[str, ...]:
+    """A preset's numbers as they stand in the table."""
+    low, high = preset.chunk_range
+    error = preset.max_relative_error
+    return (
+        preset.name,
+        f"{preset.alpha.value:.4g}",
+        f"{preset.beta.value:.4g}",
+        f"{preset.solo.value:.4g}",
+        f"{low:g} to {high:g}" if high < float("inf") else f"from {low:g}",
+        preset.fit,
+        "" if preset.r2 is None else f"{preset.r2:.4f}",
+        "" if error is None else f"{100 * error:.1f} %",
+    )
 
 
 def policies(json: Json = False) -> None:
     """The scheduling policies that can be called by name.
 
-    A policy is a partition (which GPUs may run prefills), a gate (which waiting request starts its prefill) and a
-    router (where a request decodes after its prefill). Your own: `--policy my_module:MyPolicy`, a function of the
-    instance that returns a `jaxq.policies.Policy`; modules in the present folder are found.
+    A policy is a partition (which GPUs may run prefills), a gate (which waiting request starts its prefill)
+    and a router (where a request decodes after its prefill). Your own: `--policy my_module:MyPolicy`, a
+    function of the instance that returns a `jaxq.policies.Policy`; modules in the present folder are found.
 
     \b
     Examples:
@@ -88,18 +84,11 @@ def policies(json: Json = False) -> None:
     if json:
         print_json({"policies": list(TABLE)})
         return
-    from rich.console import Console
-    from rich.table import Table
+    from .tables import print_table, print_text
 
-    table = Table()
-    for heading in TABLE[0]:
-        table.add_column(heading)
-    for row in TABLE:
-        table.add_row(*row.values())
-    console = Console()
-    console.print(table)
-    console.print(
-        "* Counts are kept, not order: the class is drawn in proportion to the numbers waiting. With unequal patience "
-        "this changes the mix of classes (0.5 % of revenue has been seen).",
-        highlight=False,
+    headings = tuple(TABLE[0])
+    print_table(headings, [tuple(row.values()) for row in TABLE], texts=headings)
+    print_text(
+        "* Counts are kept, not order: the class is drawn in proportion to the numbers waiting. With unequal "
+        "patience this changes the mix of classes (0.5 % of revenue has been seen)."
     )

@@ -1,4 +1,4 @@
-"""What must be settled before JAX starts: one CPU device a core, and a compilation cache that outlives a run."""
+"""What must be settled before JAX starts: one CPU device a core, and a lasting compilation cache."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from .._summary import usable_cores
 def configure_jax() -> None:
     """Give JAX one CPU device for each usable core and switch its persistent compilation cache on.
 
-    Call it before anything runs on a device. A choice that the user made by an environment variable of JAX stays
-    (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`, `JAX_COMPILATION_CACHE_DIR`); so does what a running JAX has already fixed.
+    Call it before anything runs on a device. A choice that the user made by an environment variable of JAX
+    stays (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`, `JAX_COMPILATION_CACHE_DIR`); so does what a running JAX has
+    already fixed.
     """
     import jax
 
@@ -32,8 +33,8 @@ def configure_jax() -> None:
 def cache_folder() -> Path | None:
     """Where compiled programs are kept; None where no such folder can be made.
 
-    `JAX_COMPILATION_CACHE_DIR` if set, else `jaxq/jax` in the user's folder of caches: `XDG_CACHE_HOME` if set to an
-    absolute path (its specification has others ignored), else `~/.cache`.
+    `JAX_COMPILATION_CACHE_DIR` if set, else `jaxq/jax` in the user's folder of caches: `XDG_CACHE_HOME` if
+    set to an absolute path (its specification has others ignored), else `~/.cache`.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     try:

@@ -121,6 +121,7 @@ def _print(facts: dict[str, Any]) -> None:
         verdict = "fits" if need["fits"] else "does not fit"
         typer.echo(
             f"needs     {need['policy']}, {need['gpus']} GPUs x {need['replications']}: "
-            f"{in_words(need['device_bytes'])} on devices, {in_words(need['host_bytes'])} on the host: {verdict}"
+            f"{in_words(need['device_bytes'])} on devices, {in_words(need['host_bytes'])} on the host: "
+            f"{verdict}"
         )
         typer.echo(f"          {need['engine']}")

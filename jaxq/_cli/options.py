@@ -22,7 +22,7 @@ InstanceFile = Annotated[
 OptionalInstanceFile = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[FILE]",
+        metavar="FILE",
         help="Instance, a TOML file; the reference instance of \\[Lin26] when left out.",
         show_default=False,
     ),

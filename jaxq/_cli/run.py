@@ -28,9 +28,9 @@ def run(
 ) -> None:
     """Measure every policy on a cluster and write a report: the place to start.
 
-    Computes the best possible revenue and its plan, simulates all eight policies on 20, 50, 200 and 500 GPUs, compares
-    them, and writes to DIR: report.html (open it in a browser), figures as SVG and PNG, results as netCDF and CSV, and
-    everything in run.json. Takes some minutes on two cores; with --quick about a minute.
+    Computes the best possible revenue and its plan, simulates all eight policies on 20, 50, 200 and 500 GPUs,
+    compares them, and writes to DIR: report.html (open it in a browser), figures as SVG and PNG, results as
+    netCDF and CSV, and everything in run.json. Takes some minutes on two cores; with --quick about a minute.
 
     \b
     Examples:

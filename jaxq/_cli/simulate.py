@@ -63,8 +63,8 @@ def simulate(
     precision: Annotated[
         float | None,
         typer.Option(
-            help="Run blocks of --replications until the revenue's 95 % interval is within this part of it (0.001: "
-            "0.1 %), or 64 blocks are done.",
+            help="Run blocks of --replications until the revenue's 95 % interval is within this part of it "
+            "(0.001: 0.1 %), or 64 blocks are done.",
             show_default="off",
         ),
     ] = None,
@@ -79,9 +79,10 @@ def simulate(
 ) -> None:
     """Simulate policies on clusters and measure how far each is from the best possible revenue.
 
-    Every policy sees the same arrivals (common random numbers), so that differences between policies have much
-    narrower intervals than the policies themselves. Each record has both revenues, the gap to the optimum of the
-    planning problem, occupancies, queues, flows and waiting times, with 95 % intervals over replications.
+    Every policy sees the same arrivals (common random numbers), so that differences between policies have
+    much narrower intervals than the policies themselves. Each record has both revenues, the gap to the
+    optimum of the planning problem, occupancies, queues, flows and waiting times, with 95 % intervals over
+    replications.
 
     \b
     Examples:
@@ -162,7 +163,8 @@ class Run:
             )
         gap = result.gap()
         bars.finish(
-            f"{label}, n = {n_gpus}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s"
+            f"{label}, n = {n_gpus}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, "
+            f"{result.seconds:.1f} s"
         )
         for line in result.cautions():
             bars.note(f"jaxq: warning: {label}, n = {n_gpus}: {line}")
@@ -258,23 +260,24 @@ def _summary(instance: Instance, results: dict[tuple[str, int], Result], seed: i
 
 def print_results(results: Sequence[Result]) -> None:
     """A table of revenues and gaps for a person."""
-    from rich.console import Console
-    from rich.table import Table
+    from .tables import print_table, print_text
 
     scheme = results[0].instance.pricing.scheme
-    table = Table(title=f"{scheme} revenue per GPU and second, 95 % intervals", title_justify="left")
-    for heading in ("policy", "GPUs", "revenue", "gap to the best possible, %", "replications"):
-        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    rows = []
     for result in results:
         revenue, gap = result.revenue, result.gap()
-        table.add_row(
-            result.policy_name,
-            str(result.n_gpus),
-            f"{revenue.mean:.2f} ± {revenue.half_width:.2f}",
-            f"{100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}",
-            str(result.replications),
+        rows.append(
+            (
+                result.policy_name,
+                str(result.n_gpus),
+                f"{revenue.mean:.2f} ± {revenue.half_width:.2f}",
+                f"{100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}",
+                str(result.replications),
+            )
         )
-    console = Console()
-    console.print(table)
-    best = f"Best possible in the long run: {results[0].bound():.4f}. {results[0].engine_description}."
-    console.print(best, highlight=False, markup=False)
+    print_table(
+        ("policy", "GPUs", "revenue", "gap to the best possible, %", "replications"),
+        rows,
+        title=f"{scheme} revenue per GPU and second, 95 % intervals",
+    )
+    print_text(f"Best possible in the long run: {results[0].bound():.4f}. {results[0].engine_description}.")

@@ -55,7 +55,7 @@ class ExactState(eqx.Module):
     levels: Levels
     solo: PerClass
     items: Shaped[Array, "replications items"]
-    table: Int[Array, "replications gpus words"]
+    table: Int[Array, "replications gpus packed"]
     start: UInt32[Array, "words replications"]
     sets: tuple[UInt32[Array, "words replications"], ...]
     next_arrival: Float[Array, " replications"]

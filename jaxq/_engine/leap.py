@@ -47,14 +47,14 @@ class LeapState(eqx.Module):
     """Everything a step needs.
 
     - `prefill`: for each GPU the class of its prefill, from 1; 0: none; -1: no such GPU (padding).
-    - `decodes`: for each class and GPU its decodes.
+    - `decodes`: for each class, the decodes on each GPU.
     - `levels`: numbers in each stage; `decodes_solo` includes those of the solo group.
     - `solo`: decodes of the solo group by class.
     - `status`: 0, or 1 once the router had no place for a request.
     """
 
     prefill: Int[Array, "replications gpus"]
-    decodes: Int[Array, "classes replications gpus"]
+    decodes: tuple[Int[Array, "replications gpus"], ...]
     levels: Levels
     solo: PerClass
     status: PerReplication
@@ -186,7 +186,6 @@ class Chain(eqx.Module):
     def apply(self, state: LeapState, code: Array, happened: Happened) -> LeapState:
         """The effect of all events before the policy acts."""
         classes, levels = self.shape.classes, state.levels
-        classes_here = jnp.arange(classes)[:, None, None]
         total = levels.decodes_mixed + levels.decodes_solo - happened.ended - happened.ended_solo
         # Until the end of the step the split between mixed and solo decodes is that of its start.
         mixed = jnp.minimum(levels.decodes_mixed, total)
@@ -200,7 +199,9 @@ class Chain(eqx.Module):
         return replace(
             state,
             prefill=jnp.where(code > classes, jnp.zeros_like(state.prefill), state.prefill),
-            decodes=state.decodes - (code[None] == 1 + classes_here).astype(state.decodes.dtype),
+            decodes=tuple(
+                decodes - (code == 1 + c).astype(decodes.dtype) for c, decodes in enumerate(state.decodes)
+            ),
             levels=self.once(levels),
             solo=state.solo - happened.ended_solo,
         )
@@ -208,26 +209,28 @@ class Chain(eqx.Module):
     def recount(self, state: LeapState) -> LeapState:
         """Bring the split between mixed and solo decodes up to date with the prefills that started."""
         levels = state.levels
-        mixed = self.once(_sums(jnp.where(state.prefill > 0, state.decodes, 0)))
+        busy = state.prefill > 0
+        mixed = self.once(_sums([jnp.where(busy, decodes, 0) for decodes in state.decodes]))
         total = levels.decodes_mixed + levels.decodes_solo
         levels = replace(levels, decodes_mixed=mixed, decodes_solo=total - mixed)
         return replace(state, levels=levels)
 
     # What a GPU can take.
 
-    def load(self, state: LeapState) -> Int[Array, "replications gpus"]:
-        """Decodes on each GPU."""
-        return jnp.sum(state.decodes, axis=0, dtype=jnp.int32)
+    def has_fewer(self, state: LeapState, reserved: Array | int) -> Mask:
+        """The GPUs with fewer decodes than the batch size less `reserved`."""
+        load = class_sum(state.decodes)
+        return load < self.numbers.batch_size[:, None].astype(load.dtype) - reserved
 
     def can_start(self, state: LeapState) -> Mask:
         """The GPUs that could start a prefill."""
         idle = state.prefill == 0
-        return idle if self.shape.partitioned else idle & (self.load(state) < self.numbers.batch_size[:, None])
+        return idle if self.shape.partitioned else idle & self.has_fewer(state, 0)
 
     def in_atom(self, atom: Pool, state: LeapState, excluded: Mask) -> Mask:
         """The GPUs of an atom that have a free decode slot."""
-        reserved = 1 if self.shape.partitioned else (state.prefill > 0).astype(jnp.int32)
-        room = (state.prefill >= 0) & (self.load(state) < self.numbers.batch_size[:, None] - reserved) & ~excluded
+        reserved = 1 if self.shape.partitioned else (state.prefill > 0).astype(state.decodes[0].dtype)
+        room = (state.prefill >= 0) & self.has_fewer(state, reserved) & ~excluded
         if atom is Pool.WITH_PREFILL:
             return room & (state.prefill > 0)
         return room & (state.prefill == 0) if atom is Pool.WITHOUT_PREFILL else room
@@ -278,10 +281,9 @@ class Chain(eqx.Module):
         classes = self.shape.classes
         finished_class = [(code == 1 + classes + c) for c in range(classes)]
         if self.stays:
-            added = jnp.stack(finished_class).astype(state.decodes.dtype)
             levels = state.levels
             levels = replace(levels, decodes_solo=levels.decodes_solo + happened.finished)
-            return replace(state, decodes=state.decodes + added, levels=levels)
+            return replace(state, decodes=_added(state.decodes, finished_class), levels=levels)
         has_own = Pool.OWN in self.policy.router.pools
         nowhere = jnp.zeros_like(finished_here)
         excluded = finished_here if has_own else nowhere
@@ -310,7 +312,7 @@ class Chain(eqx.Module):
             sets += list(zip(own_inside, _diagonal(placed.own), start.own_room, strict=True))
         for k, (words, amounts, size) in enumerate(sets):
             chosen = self.choose(words, size, amounts, places.words(1 + k))
-            decodes = self.once(decodes + jnp.stack(chosen).astype(decodes.dtype))
+            decodes = self.once(_added(decodes, chosen))
         return replace(state, decodes=decodes, levels=placed.levels, solo=placed.solo, status=placed.status)
 
     def solo_room(self, placed: Placed) -> PerReplication:
@@ -494,19 +496,24 @@ def _tally(code: Int[Array, "replications gpus"], kinds: int) -> Int[Array, "kin
     return jnp.stack(rows)
 
 
-def _sums(counts: Int[Array, "classes replications gpus"]) -> PerClass:
+def _sums(counts: list[Int[Array, "replications gpus"]]) -> PerClass:
     """The sum over GPUs of small counts (up to 256), by class."""
-    by_word = counts.reshape(*counts.shape[:2], -1, WORD).astype(jnp.int32)
+    by_word = [count.reshape(count.shape[0], -1, WORD).astype(jnp.int32) for count in counts]
     rows = []
-    for first in range(0, counts.shape[0], 2):
+    for first in range(0, len(counts), 2):
         pair = by_word[first]
-        if first + 1 < counts.shape[0]:
+        if first + 1 < len(counts):
             pair = pair + (by_word[first + 1] << 16)
         packed = jnp.sum(pair, axis=2, dtype=jnp.int32)
         rows.append(jnp.sum(packed & 0xFFFF, axis=1))
-        if first + 1 < counts.shape[0]:
+        if first + 1 < len(counts):
             rows.append(jnp.sum(packed >> 16, axis=1))
     return jnp.stack(rows)
+
+
+def _added(decodes: tuple[Array, ...], where: list[Mask]) -> tuple[Array, ...]:
+    """One more decode of each class where marked."""
+    return tuple(count + mask.astype(count.dtype) for count, mask in zip(decodes, where, strict=True))
 
 
 def _diagonal(amounts: PerClass) -> list[PerClass]:
@@ -553,7 +560,7 @@ def initial_state(chain: Chain) -> LeapState:
     kind = _count_type(shape)
     return LeapState(
         prefill=prefill.astype(jnp.int8),
-        decodes=jnp.zeros((shape.classes, replications, shape.gpus), kind),
+        decodes=(jnp.zeros((replications, shape.gpus), kind),) * shape.classes,
         levels=Levels(none, none, none, none, jnp.zeros((buffers, shape.classes, replications), jnp.int32)),
         solo=none,
         status=none[0],
@@ -572,7 +579,7 @@ def bytes_per_gpu(shape: Shape) -> int:
 def replication_axes(state: LeapState) -> LeapState:
     """The axis of each array along which replications lie."""
     axes = jax.tree.map(lambda leaf: leaf.ndim - 1, state)
-    return eqx.tree_at(lambda kept: (kept.prefill, kept.decodes), axes, (0, 1))
+    return eqx.tree_at(lambda kept: (kept.prefill, *kept.decodes), axes, (0,) * (1 + len(axes.decodes)))
 
 
 def levels_of(state: LeapState) -> Levels:
