@@ -67,11 +67,11 @@ class Effort:
 
 
 FULL = Effort(
-    "full", (Size(20, 128), Size(50, 128), Size(200, 64), Size(500, 32)), horizon=900.0, warmup=300.0
+    "full", (Size(20, 512), Size(50, 512), Size(200, 256), Size(500, 128)), horizon=600.0, warmup=200.0
 )
 """Half-widths of about 0.1 % of the revenue on the reference instance; within 8 minutes on two cores."""
 
-QUICK = Effort("quick", (Size(20, 64), Size(50, 64)), horizon=600.0, warmup=200.0)
+QUICK = Effort("quick", (Size(20, 256), Size(50, 256)), horizon=350.0, warmup=150.0)
 """Half-widths of about 0.25 % of the revenue on the reference instance; within 90 s on two cores."""
 
 

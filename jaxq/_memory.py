@@ -143,7 +143,7 @@ def largest_that_fits(fits: Callable[[int], bool], too_many: int) -> int:
     return low
 
 
-def in_words(size: float) -> str:
+def in_words(size: int | float) -> str:
     """Bytes as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -56,46 +56,50 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Exit codes: 0, 1 (a simulation or something unexpected failed), 2 (input was refused), 130 (interrupted).
     """
-    sys.exit(run_command(arguments))
+    code = run_command(arguments)
+    if code == INTERRUPTED:
+        # A thread that compiles cannot be stopped, and an ordinary exit would wait for it.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A failure is one line on stderr; nothing is raised for it."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = os.environ.get("JAXQ_DEBUG") == "1"
     with _terminated_as_interrupted():
         try:
             code = typer.main.get_command(app).main(args=given, prog_name="jaxq", standalone_mode=False)
             sys.stdout.flush()
-            return code if isinstance(code, int) else OK
+            if code != INTERRUPTED:
+                return code if isinstance(code, int) else OK
         except (typer.Abort, KeyboardInterrupt):
-            _say(
-                "interrupted; no half-written result is left. The same command starts again, and compiles "
-                "nothing twice"
-            )
-            return INTERRUPTED
-        except (InputError, _UsageError) as error:
-            message, code = _message_of(error), REFUSED
+            pass  # said below, as when typer has caught it already
         except BrokenPipeError:
             # The reader of stdout has gone, as in `jaxq presets | head`: nothing is left to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        except SimulationError as error:
-            message, code = str(error), FAILED
         except Exception as error:
-            message, code = f"{type(error).__name__}: {error}; JAXQ_DEBUG=1 shows where", FAILED
-        if debug:
-            traceback.print_exc()
-        _say(message)
-        return code
+            if os.environ.get("JAXQ_DEBUG") == "1":
+                traceback.print_exception(error)
+            message, code = _verdict(error)
+            _say(message)
+            return code
+    _say("interrupted, and no half-written result is left; to go on, give the same command again")
+    return INTERRUPTED
 
 
-def _message_of(error: Any) -> str:
-    """The message of refused input, with where to look up the usage."""
-    if not isinstance(error, _UsageError):
-        return str(error)
-    path = error.ctx.command_path if error.ctx is not None else "jaxq"
-    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+def _verdict(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, InputError):
+        return str(error), REFUSED
+    if isinstance(error, _UsageError):
+        usage: Any = error
+        path = usage.ctx.command_path if usage.ctx is not None else "jaxq"
+        return f"{usage.format_message().rstrip('.')}; see `{path} --help`", REFUSED
+    if isinstance(error, SimulationError):
+        return str(error), FAILED
+    return f"{type(error).__name__}: {error}; JAXQ_DEBUG=1 shows where", FAILED
 
 
 def _say(message: str) -> None:

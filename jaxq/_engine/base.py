@@ -153,7 +153,10 @@ def choose_pool(
     """The index of the pool that the router prefers among those with room; the number of pools if none."""
     scores = policy.router.preferences(observation, request_class, uniform)
     scores = jnp.where(observation.available > 0, scores, -jnp.inf)
-    best, choice = jnp.full(scores.shape[1:], -jnp.inf), jnp.full(scores.shape[1:], scores.shape[0], jnp.int32)
+    best, choice = (
+        jnp.full(scores.shape[1:], -jnp.inf),
+        jnp.full(scores.shape[1:], scores.shape[0], jnp.int32),
+    )
     for i in range(scores.shape[0]):
         better = scores[i] > best
         best, choice = jnp.where(better, scores[i], best), jnp.where(better, i, choice)
@@ -178,12 +181,14 @@ def draw(
     return choice, total
 
 
-def one_hot(index: Int[Array, " replications"], n: int, where: Bool[Array, " replications"] | bool = True) -> Array:
+def one_hot(
+    index: Int[Array, " replications"], n: int, where: Bool[Array, " replications"] | bool = True
+) -> Array:
     """Integer indicator of `index` in n rows; all zero outside `where`, or where the index is n or more."""
     return ((jnp.arange(n)[:, None] == index) & where).astype(jnp.int32)
 
 
-def class_sum(rows: Shaped[Array, "classes *batch"]) -> Shaped[Array, "*batch"]:
+def class_sum(rows: Shaped[Array, "classes *batch"] | tuple[Array, ...] | list[Array]) -> Array:
     """The sum over classes, unrolled: one fused loop over replications instead of a reduction kernel."""
     total = rows[0]
     for row in rows[1:]:

@@ -195,7 +195,9 @@ def _report(progress: Progress | None, before: int, total: int, done: int) -> No
 def _pace(length: float, step: float | None) -> tuple[jax.Array, jax.Array]:
     """Seconds of a window and (for `Leap`) its number of steps, which share it evenly."""
     steps = 1 if step is None else max(1, math.ceil(length / step - 1e-9))
-    return jnp.asarray(length / steps if step is not None else length, jnp.float32), jnp.asarray(steps, jnp.int32)
+    return jnp.asarray(length / steps if step is not None else length, jnp.float32), jnp.asarray(
+        steps, jnp.int32
+    )
 
 
 def _check_status(status: jax.Array, first: int) -> None:
@@ -261,7 +263,14 @@ class _Program:
     """The compiled start and advance of one shape on the devices at hand."""
 
     def __init__(
-        self, kind: str, shape: Shape, generator: Generator, structure: Any, shapes: tuple, block: int, devices: int
+        self,
+        kind: str,
+        shape: Shape,
+        generator: Generator,
+        structure: Any,
+        shapes: tuple,
+        block: int,
+        devices: int,
     ):
         self.mesh = Mesh(np.asarray(jax.devices()[:devices]), ("replications",))
         self.module = leap if kind == "leap" else exact
@@ -273,7 +282,9 @@ class _Program:
         def start(leaves: Any, numbers: Any, keys: Any) -> Any:
             return self.module.initial_state(chain(leaves, numbers, keys))
 
-        def advance(leaves: Any, numbers: Any, keys: Any, state: Any, window: Any, length: Any, steps: Any) -> Any:
+        def advance(
+            leaves: Any, numbers: Any, keys: Any, state: Any, window: Any, length: Any, steps: Any
+        ) -> Any:
             return self.module.advance(chain(leaves, numbers, keys), state, window, length, steps)
 
         leaves = [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in shapes]
@@ -315,7 +326,9 @@ class _Program:
 
     def _placed(self, tree: Any, axis: int | None) -> Any:
         sharding = self.sharding(axis)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
 
     def _put(self, tree: Any) -> Any:
         return jax.device_put(tree, self.sharding(None))

@@ -26,7 +26,7 @@ from .base import (
     gpu_pools,
     one_hot,
 )
-from .random import Generator, Purpose, stream, to_exponential, to_index, to_uniform
+from .random import Generator, Purpose, stream, to_exponential, to_index
 from .shape import Shape
 
 FIELD_BITS = 10
@@ -191,7 +191,9 @@ class Chain(eqx.Module):
     ) -> tuple[ExactState, Totals, Scene, _Kinds]:
         """The effect of the event before the policy acts."""
         numbers, levels, n_classes = self.numbers, state.levels, self.shape.classes
-        kinds = _Kinds.of(index, is_internal, len(self.policy.router.buffers), n_classes, self.shape.partitioned)
+        kinds = _Kinds.of(
+            index, is_internal, len(self.policy.router.buffers), n_classes, self.shape.partitioned
+        )
         arrived = one_hot(state.next_class, n_classes, is_arrival)
         on_gpus = levels.decodes_mixed + levels.decodes_solo - state.solo
         length = class_sum(kinds.prefill * levels.prefills + kinds.decode * on_gpus)
@@ -284,7 +286,9 @@ class Chain(eqx.Module):
             state, scene = self.admit(state, scene, kinds, rand)
         rows = jnp.arange(scene.gpu.shape[0])
         gpu = jnp.where(scene.valid, scene.gpu, state.table.shape[1])
-        table = state.table.at[rows, gpu].set(_pack(scene.prefill, scene.counts), mode="drop", unique_indices=True)
+        table = state.table.at[rows, gpu].set(
+            _pack(scene.prefill, scene.counts), mode="drop", unique_indices=True
+        )
         state = self.mark_scene(replace(state, table=table), scene, scene.valid)
         return replace(state, levels=scene.levels, solo=scene.solo), totals
 
@@ -293,7 +297,9 @@ class Chain(eqx.Module):
         levels = scene.levels
         observation = levels.observe(self.numbers, gpu_set.size(state.start), self.available(state, scene))
         choice = self.settle(choose_start(self.policy, observation, rand.uniforms(5)))
-        start = scene.valid & self.can_start(scene.busy, class_sum(scene.counts)) & (choice < self.shape.classes)
+        start = (
+            scene.valid & self.can_start(scene.busy, class_sum(scene.counts)) & (choice < self.shape.classes)
+        )
         started = one_hot(choice, self.shape.classes, start)
         place = self.prefill_slot(choice, class_sum(started * levels.prefills))
         start, started, place = self.settle((start, started, place))
@@ -369,7 +375,9 @@ class Chain(eqx.Module):
         target = Scene(scene.levels, scene.solo, gpu, there, prefill, counts)
         state, target = self.place(state, target, request, there)
         slot = jnp.where(there, gpu, state.table.shape[1])
-        table = state.table.at[rows, slot].set(_pack(prefill, target.counts), mode="drop", unique_indices=True)
+        table = state.table.at[rows, slot].set(
+            _pack(prefill, target.counts), mode="drop", unique_indices=True
+        )
         state = self.mark_scene(replace(state, table=table), target, there)
         return state, replace(scene, levels=target.levels), own
 

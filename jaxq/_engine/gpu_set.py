@@ -17,7 +17,9 @@ def size(words: Words) -> Gpu:
     return jnp.sum(lax.population_count(words), axis=0).astype(jnp.int32)
 
 
-def put(words: Words, gpu: Gpu, member: Bool[Array, " replications"], where: Bool[Array, " replications"]) -> Words:
+def put(
+    words: Words, gpu: Gpu, member: Bool[Array, " replications"], where: Bool[Array, " replications"]
+) -> Words:
     """The set with `gpu` made a member or not; replications outside `where` keep theirs."""
     bit = jnp.uint32(1) << (gpu % WORD).astype(jnp.uint32)
     here = (jnp.arange(words.shape[0])[:, None] == gpu // WORD) & where
@@ -38,7 +40,9 @@ def member(words: Words, rank: Gpu) -> Gpu:
     return position
 
 
-def _word_of_rank(words: Words, counts: Int[Array, "words replications"], rank: Gpu) -> tuple[Array, Array, Array]:
+def _word_of_rank(
+    words: Words, counts: Int[Array, "words replications"], rank: Gpu
+) -> tuple[Array, Array, Array]:
     """The word that holds the member of that rank, its index, and the rank within it."""
     if words.shape[0] <= WORD:
         # Unrolled, this is one fused loop over replications; a prefix sum would be several kernels.

@@ -37,7 +37,9 @@ class Purpose(enum.IntEnum):
 def replication_keys(key: jax.Array, first: int, count: int) -> UInt32[Array, "2 replications"]:
     """Two words for each of `count` replications, numbered from `first`: the same whatever the batch."""
     numbers = jnp.arange(first, first + count, dtype=jnp.uint32)
-    return jax.vmap(lambda r: jax.random.bits(jax.random.fold_in(key, r), (2,), jnp.uint32), out_axes=1)(numbers)
+    return jax.vmap(lambda r: jax.random.bits(jax.random.fold_in(key, r), (2,), jnp.uint32), out_axes=1)(
+        numbers
+    )
 
 
 def _mix(x: UInt32[Array, "*shape"], extra: UInt32[Array, "*#shape"] | int) -> UInt32[Array, "*shape"]:

@@ -61,7 +61,9 @@ class Leap(AbstractStepper):
         return float(self.dt)
 
     def describe(self, instance: Instance) -> str:
-        chosen = "" if self.dt is not None else f", chosen: {EVENTS_PER_STEP:g} expected events of the busiest GPU"
+        chosen = (
+            "" if self.dt is not None else f", chosen: {EVENTS_PER_STEP:g} expected events of the busiest GPU"
+        )
         return f"leap, dt = {self.step_of(instance):.4g} s{chosen}"
 
 

@@ -101,9 +101,7 @@ class AbstractRouter(eqx.Module):
         slot. At least one pool with room must have a finite score.
         """
 
-    def admission(
-        self, observation: Observation, group: Pool
-    ) -> Float[Array, "buffers classes *batch"]:
+    def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
         """Weights with which a freed decode slot draws the next request among those that wait.
 
         `group` is `Pool.SOLO` or `Pool.MIXED` (without a partition: always `MIXED`). The default draws from every
@@ -162,7 +160,9 @@ class Policy(eqx.Module):
         pools = self.router.pools
         groups = [pool for pool in pools if pool in (Pool.SOLO, Pool.MIXED, Pool.WAIT_SOLO, Pool.WAIT_MIXED)]
         if groups and self.partition is None:
-            raise InputError(f"policy {self.name!r}: pool {groups[0].name} needs a partition, and there is none")
+            raise InputError(
+                f"policy {self.name!r}: pool {groups[0].name} needs a partition, and there is none"
+            )
         if len(set(pools)) != len(pools):
             raise InputError(f"policy {self.name!r}: the router names a pool twice")
         if Pool.MIXED in pools and (Pool.WITH_PREFILL in pools or Pool.WITHOUT_PREFILL in pools):

@@ -178,5 +178,7 @@ def load_policy(reference: str, instance: Instance) -> Policy:
         raise InputError(f"policy: module {module_name!r} has no {attribute!r}") from None
     policy = factory(instance)
     if not isinstance(policy, Policy):
-        raise InputError(f"policy: {reference!r} returned {type(policy).__name__}, expected a jaxq.policies.Policy")
+        raise InputError(
+            f"policy: {reference!r} returned {type(policy).__name__}, expected a jaxq.policies.Policy"
+        )
     return policy

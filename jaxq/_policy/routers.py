@@ -10,9 +10,7 @@ from jaxtyping import Array, Float, Int
 from .base import AbstractRouter, Observation, Pool
 
 
-def fixed_order(
-    router: AbstractRouter, request_class: Int[Array, "*batch"]
-) -> Float[Array, "pools *batch"]:
+def fixed_order(router: AbstractRouter, request_class: Int[Array, "*batch"]) -> Float[Array, "pools *batch"]:
     """Preferences that follow the order of the router's pools, whatever the class."""
     order = jnp.arange(len(router.pools), 0, -1, dtype=jnp.float32)
     order = order.reshape((-1,) + (1,) * request_class.ndim)
@@ -102,9 +100,7 @@ class RandomisedRouter(AbstractRouter):
         first, second = jnp.where(solo, 2.0, never), jnp.where(solo, never, 2.0)
         return jnp.stack([first, second, first - 1.0, second - 1.0])
 
-    def admission(
-        self, observation: Observation, group: Pool
-    ) -> Float[Array, "buffers classes *batch"]:
+    def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
         counts = jnp.asarray(observation.decode_queue, jnp.float32)
         buffer, flow = (0, self.solo_flow) if group is Pool.SOLO else (1, self.mixed_flow)
         waiting = counts[buffer]
