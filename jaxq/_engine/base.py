@@ -19,8 +19,8 @@ PerClass = Int[Array, "classes replications"]
 class Numbers(eqx.Module):
     """The numbers of one run, as float32 with a trailing axis for replications: nothing here is a shape.
 
-    `n_gpus` n, `mixed_gpus` M (n without a partition), `batch_size` B; rates of each class in 1/s, `arrival_rate` of
-    the whole cluster.
+    `n_gpus` n, `mixed_gpus` M (n without a partition), `batch_size` B; rates of each class in 1/s,
+    `arrival_rate` of the whole cluster.
     """
 
     n_gpus: Int[Array, "1"]
@@ -79,8 +79,8 @@ def device_policy(policy: Policy) -> Policy:
 class Totals(eqx.Module):
     """Counts of events and time integrals of the state since the start of a window, by class and replication.
 
-    Counts are int32, integrals float32 in seconds; windows are short enough for both, and the host adds them up in
-    float64.
+    Counts are int32, integrals float32 in seconds; windows are short enough for both, and the host adds
+    them up in float64.
     """
 
     arrivals: PerClass
@@ -166,7 +166,8 @@ def choose_pool(
 def draw(
     weights: Float[Array, "choices replications"] | list[Array], uniform: Float[Array, " replications"]
 ) -> tuple[Int[Array, " replications"], Float[Array, " replications"]]:
-    """An index drawn in proportion to `weights`, and their sum; an index of positive weight if the sum is positive."""
+    """An index drawn in proportion to `weights`, and their sum; an index of positive weight if the sum is
+    positive."""
     total = weights[0]
     for weight in weights[1:]:
         total = total + weight
@@ -199,9 +200,9 @@ def class_sum(rows: Shaped[Array, "classes *batch"] | tuple[Array, ...] | list[A
 def compute_once(always: Bool[Array, ""], values: Any) -> Any:
     """The same values, but computed once on a CPU however many later expressions use them.
 
-    XLA's CPU backend repeats cheap producers in every fused loop that reads them: a random word and a draw among ten
-    rates would be evaluated again for each of dozens of results, which costs a factor of ten. A conditional ends a
-    fused loop. `always` is a traced scalar that is always true.
+    XLA's CPU backend repeats cheap producers in every fused loop that reads them: a random word and a draw
+    among ten rates would be evaluated again for each of dozens of results, which costs a factor of ten. A
+    conditional ends a fused loop. `always` is a traced scalar that is always true.
     """
 
     def on_cpu(tree: Any) -> Any:

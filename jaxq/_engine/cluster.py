@@ -38,8 +38,8 @@ WINDOWS = 40
 """Windows of time after the warm-up that a record keeps, unless told otherwise."""
 
 EVENTS_PER_WINDOW = 2**15
-"""Largest expected number of events of one replication between two transfers to the host: float32 integrals and
-clocks keep six digits over so many."""
+"""Largest expected number of events of one replication between two transfers to the host: float32 integrals
+and clocks keep six digits over so many."""
 
 COUNTS = ("arrivals", "abandoned_prefill", "prefills_completed", "abandoned_decode", "completions")
 INTEGRALS = ("prefills", "decodes_mixed", "decodes_solo", "prefill_queue", "decode_queue")
@@ -48,14 +48,14 @@ INTEGRALS = ("prefills", "decodes_mixed", "decodes_solo", "prefill_queue", "deco
 class ClusterEngine(eqx.Module):
     """Simulates every GPU of a cluster: the running prefill's class, and its decodes by class.
 
-    Replications run in parallel in blocks, spread over all devices. A replication's result depends on the key and its
-    number alone: not on the block, the device, or on what else runs beside it.
+    Replications run in parallel in blocks, spread over all devices. A replication's result depends on the
+    key and its number alone: not on the block, the device, or on what else runs beside it.
 
     **Arguments:**
 
     - `stepper`: `Exact()` (the exact law) or `Leap(dt)` (time steps; quicker on large clusters).
-    - `generator`: `"hash"` (a counter-based integer hash, quick) or `"threefry"` (JAX's own, several times slower; for
-      checking that results do not hinge on the generator).
+    - `generator`: `"hash"` (a counter-based integer hash, quick) or `"threefry"` (JAX's own, several times
+      slower; for checking that results do not hinge on the generator).
     - `block`: replications per device and call; None: chosen from the memory that they need.
 
     **Raises:** `InputError` for an unknown generator or a block below 1.
@@ -85,10 +85,12 @@ class ClusterEngine(eqx.Module):
         progress: Progress | None = None,
         n_windows: int | None = None,
     ) -> Record:
-        """Simulate replications `first`, ..., `first + replications - 1` from an empty cluster to `horizon` seconds.
+        """Simulate replications `first`, ..., `first + replications - 1` from an empty cluster to `horizon`
+        seconds.
 
-        **Returns:** a `Record` of what happened, in windows of time. **Raises:** `InputError` when a step of `Leap` is
-        too long; `SimulationError` when a router leaves a request without a place, naming the replication.
+        **Returns:** a `Record` of what happened, in windows of time. **Raises:** `InputError` when a step
+        of `Leap` is too long; `SimulationError` when a router leaves a request without a place, naming the
+        replication.
         """
         windows = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
         block = self._block(instance, policy, n_gpus, replications)
@@ -237,8 +239,8 @@ def _record(
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-    """The windows of time of a run: `lengths` in s, the first `warmup` of them before the end of the warm-up; each
-    runs in `parts` equal parts."""
+    """The windows of time of a run: `lengths` in s, the first `warmup` of them before the end of the
+    warm-up; each runs in `parts` equal parts."""
 
     lengths: tuple[float, ...]
     warmup: int
@@ -252,7 +254,8 @@ class _Windows:
     def plan(cls, instance: Instance, n_gpus: int, horizon: float, warmup: float, measured: int) -> _Windows:
         length = (horizon - warmup) / measured
         before = math.ceil(warmup / length - 1e-9)
-        # Each request makes at most four events: arrival, two completions or an abandonment, and a null event.
+        # Each request makes at most four events: arrival, two completions or an abandonment, and a null
+        # event.
         rate = 4 * n_gpus * float(np.sum(instance.workload.arrival_rate))
         parts = max(1, math.ceil(length * rate / EVENTS_PER_WINDOW))
         lengths = (warmup / before,) * before if before else ()

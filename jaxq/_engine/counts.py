@@ -8,7 +8,8 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 INVERSION_MEAN = 12.0
-"""Up to this mean the distribution function is inverted term by term; above, a corrected normal quantile is used."""
+"""Up to this mean the distribution function is inverted term by term; above, a corrected normal quantile is
+used."""
 
 TERMS = 44
 """Terms of the inversion: a Poisson number of mean 12 exceeds them with probability 1e-12."""

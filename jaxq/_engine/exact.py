@@ -44,8 +44,8 @@ class ExactState(eqx.Module):
 
     - `levels`: numbers in each stage; `decodes_solo` includes those of the solo group.
     - `solo`: decodes of the solo group by class; its slots are interchangeable, so counts are its exact law.
-    - `items`: for each class, the list of GPUs of its decodes, then of its running prefills; one entry an item, so
-      that an item is drawn and removed in constant time. The list lengths are in `levels`.
+    - `items`: for each class, the list of GPUs of its decodes, then of its running prefills; one entry an
+      item, so that an item is drawn and removed in constant time. The list lengths are in `levels`.
     - `table`: for each GPU the class of its prefill (0: none) and its decodes by class, packed.
     - `start`: the GPUs that could start a prefill; `sets`: those with room, for each GPU pool of the router.
     - `next_arrival` (s from now), `next_class`, `arrival_index`: the arrival stream, which no policy touches.
@@ -65,7 +65,8 @@ class ExactState(eqx.Module):
 
 
 class Scene(eqx.Module):
-    """One event while decisions are made: the levels, and the GPU it happens on (`gpu`, `prefill`, `counts`)."""
+    """One event while decisions are made: the levels, and the GPU it happens on (`gpu`, `prefill`,
+    `counts`)."""
 
     levels: Levels
     solo: PerClass
@@ -175,7 +176,8 @@ class Chain(eqx.Module):
         return state, totals, clock, counter + active.astype(jnp.int32)
 
     def rates(self, state: ExactState) -> list[Array]:
-        """Rates of the internal events, in the order of `_Kinds.of`; decodes on GPUs at their faster mode's rate."""
+        """Rates of the internal events, in the order of `_Kinds.of`; decodes on GPUs at their faster mode's
+        rate."""
         numbers, levels = self.numbers, state.levels
         on_gpus = levels.decodes_mixed + levels.decodes_solo - state.solo
         fastest = jnp.maximum(numbers.mu_mixed, numbers.mu_solo)

@@ -1,4 +1,5 @@
-"""Sets of GPUs as bits: 32 GPUs a word, from which a uniformly random member is drawn in a few vector operations."""
+"""Sets of GPUs as bits: 32 GPUs a word, from which a uniformly random member is drawn in a few vector
+operations."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The leap stepper: time steps, all GPUs at once, at most one event on each GPU in a step.
 
-A step has three parts: what happens to every GPU (one random word each), how many requests arrive, leave and end in the
-solo group (one uniform number each), and the decisions. Decisions are taken one after another on the counts, as the exact
-chain takes them, in loops as long as the replication with most of them; GPUs are chosen afterwards for all of them at
-once.
+A step has three parts: what happens to every GPU (one random word each), how many requests arrive, leave
+and end in the solo group (one uniform number each), and the decisions. Decisions are taken one after
+another on the counts, as the exact chain takes them, in loops as long as the replication with most of them;
+GPUs are chosen afterwards for all of them at once.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Happened(eqx.Module):
 
 
 class Placed(eqx.Module):
-    """Decisions on finished and waiting requests: how many of each class go to each pool of GPUs, by `Chain.atoms`."""
+    """Decisions on finished and waiting requests: how many of each class go to each pool of GPUs, by
+    `Chain.atoms`."""
 
     levels: Levels
     solo: PerClass
@@ -133,7 +134,8 @@ class Chain(eqx.Module):
         return self.recount(state), totals
 
     def gpu_events(self, state: LeapState, rand: Stream, dt: Array) -> Int[Array, "replications gpus"]:
-        """The event of each GPU: 0 none; 1 + c, a decode of class c ends; 1 + I + c, the prefill of class c ends.
+        """The event of each GPU: 0 none; 1 + c, a decode of class c ends; 1 + I + c, the prefill of class c
+        ends.
 
         Chances are rate times `dt`, which keeps the mean of every service time exactly.
         """
@@ -157,7 +159,8 @@ class Chain(eqx.Module):
         return self.once(code.astype(state.prefill.dtype))
 
     def count_events(self, state: LeapState, code: Array, rand: Callable, dt: Array) -> Happened:
-        """How many of each event happen, from the GPUs' events and one uniform number for each other count."""
+        """How many of each event happen, from the GPUs' events and one uniform number for each other
+        count."""
         numbers, classes, levels = self.numbers, self.shape.classes, state.levels
         ended, finished = jnp.split(_tally(code, 2 * classes), 2)
         arrivals = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
@@ -333,7 +336,8 @@ class Chain(eqx.Module):
         return rows
 
     def add(self, placed: Placed, request: PerClass, pool_room: Array, where: Array) -> Placed:
-        """Place one request on a GPU of the atoms marked in `pool_room` (drawn in proportion to their GPUs)."""
+        """Place one request on a GPU of the atoms marked in `pool_room` (drawn in proportion to their
+        GPUs)."""
         added = jnp.where(where, request, 0)
         levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + added)
         atoms = placed.atoms + pool_room[:, None, :] * added[None]
@@ -348,7 +352,8 @@ class Chain(eqx.Module):
         return one_hot(index, len(self.atoms))
 
     def admit_waiting(self, placed: Placed, words: Stream) -> Placed:
-        """Waiting requests take free slots, each drawn as the policy says, until slots or requests run out."""
+        """Waiting requests take free slots, each drawn as the policy says, until slots or requests run
+        out."""
         groups = [Pool.MIXED, Pool.SOLO] if self.shape.partitioned else [Pool.MIXED]
 
         def weights(placed: Placed) -> tuple[list[Array], list[Array]]:
@@ -437,8 +442,8 @@ class Chain(eqx.Module):
     ) -> list[Mask]:
         """The members of a set of GPUs that take a request of each class.
 
-        Members are numbered from a random one on; the first so many take class 0, the next class 1, and so on. Each
-        member has the same chance of every class.
+        Members are numbered from a random one on; the first so many take class 0, the next class 1, and so
+        on. Each member has the same chance of every class.
         """
         number = lax.population_count(words).astype(jnp.int32)
         before = _before(number)
@@ -457,8 +462,9 @@ class Chain(eqx.Module):
         return chosen
 
 
-# Sums over GPUs go by words of 32 GPUs, several counts packed in one integer: XLA's CPU backend fuses a sum over 32 with
-# what it sums, while it writes out the operands of a longer one and reduces them in a slow loop.
+# Sums over GPUs go by words of 32 GPUs, several counts packed in one integer: XLA's CPU backend fuses a sum
+# over 32 with what it sums, while it writes out the operands of a longer one and reduces them in a slow
+# loop.
 
 
 def _bits(mask: Mask) -> Words:

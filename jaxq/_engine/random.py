@@ -1,7 +1,7 @@
 """Random words for the steppers: counter-based, keyed by replication, purpose and index.
 
-A word depends only on its key and its counters, never on what was drawn before, so that policies under comparison share
-their arrivals, and results do not depend on how replications are batched.
+A word depends only on its key and its counters, never on what was drawn before, so that policies under
+comparison share their arrivals, and results do not depend on how replications are batched.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def replication_keys(key: jax.Array, first: int, count: int) -> UInt32[Array, "2
 
 
 def _mix(x: UInt32[Array, "*shape"], extra: UInt32[Array, "*#shape"] | int) -> UInt32[Array, "*shape"]:
-    """A bijective avalanche of 32 bits (two odd multiplications, three shifts), with one more key word added midway."""
+    """A bijective avalanche of 32 bits (two odd multiplications, three shifts), with one more key word
+    added midway."""
     x = x ^ (x >> 16)
     x = x * jnp.uint32(0x7FEB352D) + jnp.asarray(extra, jnp.uint32)
     x = x ^ (x >> 15)
@@ -105,8 +106,8 @@ def to_uniform(words: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def to_exponential(words: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Standard exponential: -log of the midpoints of 2^24 cells."""
-    return -jnp.log((words >> 8).astype(jnp.float32) * jnp.float32(2.0**-24) + jnp.float32(2.0**-25))
+    """Standard exponential, never 0: -log of the midpoints of 2^23 cells (those of 2^24 are no float32 numbers)."""
+    return -jnp.log((words >> 9).astype(jnp.float32) * jnp.float32(2.0**-23) + jnp.float32(2.0**-24))
 
 
 def to_index(words: UInt32[Array, "*shape"], count: Int[Array, "*shape"]) -> Int[Array, "*shape"]:

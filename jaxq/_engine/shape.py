@@ -11,8 +11,8 @@ from .._policy.base import Policy
 class Shape:
     """Sizes of the arrays of a run; every other number is traced.
 
-    - `gpus`: GPUs with state of their own, padded: those of the mixed group under a partition (the solo group needs
-      only counts), all without one.
+    - `gpus`: GPUs with state of their own, padded: those of the mixed group under a partition (the solo
+      group needs only counts), all without one.
     - `batch`: batch size, padded.
     - `classes`: number of request classes.
     - `partitioned`: whether the policy has a partition.

@@ -33,13 +33,13 @@ class Exact(AbstractStepper):
 class Leap(AbstractStepper):
     """Time steps of `dt` seconds, at most one event on each GPU in a step: weak error O(dt).
 
-    Service, patience and arrivals keep their exact means; what is lost is the order of events within a step. It never
-    breaks capacity, conservation or the sign of a count.
+    Service, patience and arrivals keep their exact means; what is lost is the order of events within a
+    step. It never breaks capacity, conservation or the sign of a count.
 
     **Arguments:** `dt`: step, s; None: chosen from the instance's rates (`choose_dt`).
 
-    **Raises:** `InputError` when `dt` is not positive; when running, if it is so long that the expected events of a GPU
-    in a step can exceed one.
+    **Raises:** `InputError` when `dt` is not positive; when running, if it is so long that the expected
+    events of a GPU in a step can exceed one.
     """
 
     dt: float | None = eqx.field(static=True, default=None)
@@ -55,8 +55,8 @@ class Leap(AbstractStepper):
         longest = 1.0 / largest_gpu_rate(instance)
         if self.dt > longest:
             raise InputError(
-                f"dt: {self.dt:g} s is too long for this instance, whose GPUs can see {1 / longest:.3g} events a "
-                f"second; at most {longest:.3g} s"
+                f"dt: {self.dt:g} s is too long for this instance, whose GPUs can see {1 / longest:.3g} "
+                f"events a second; at most {longest:.3g} s"
             )
         return float(self.dt)
 
@@ -68,7 +68,8 @@ class Leap(AbstractStepper):
 
 
 def largest_gpu_rate(instance: Instance) -> float:
-    """Largest total event rate of one GPU, 1/s: a prefill of the quickest class and B - 1 decodes, or B decodes."""
+    """Largest total event rate of one GPU, 1/s: a prefill of the quickest class and B - 1 decodes, or B
+    decodes."""
 
     def top(rates: Any) -> float:
         return float(np.max(np.asarray(rates)))

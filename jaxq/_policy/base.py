@@ -18,8 +18,9 @@ from .._errors import InputError
 class Pool(enum.Enum):
     """Where a request that finished its prefill can go.
 
-    A policy names pools, never GPUs: the engine picks a GPU of the pool that has a free decode slot, uniformly at
-    random over GPUs. `SOLO` and `MIXED` need a partition. A request sent to a `WAIT` pool waits there for a slot.
+    A policy names pools, never GPUs: the engine picks a GPU of the pool that has a free decode slot,
+    uniformly at random over GPUs. `SOLO` and `MIXED` need a partition. A request sent to a `WAIT` pool
+    waits there for a slot.
     """
 
     OWN = "the GPU that ran its prefill"
@@ -40,14 +41,16 @@ class Pool(enum.Enum):
 class Observation(eqx.Module):
     """What a policy may look at when it decides. Classes come first; any trailing axes are replications.
 
-    The arrays of a policy get the same trailing axes, so `observation.prefills / self.target` broadcasts whether
-    the engine runs one replication or a thousand.
+    The arrays of a policy get the same trailing axes, so `observation.prefills / self.target` broadcasts
+    whether the engine runs one replication or a thousand.
 
-    - `n_gpus`, `mixed_gpus`: GPUs in the cluster, and those of the mixed group (all of them without a partition).
+    - `n_gpus`, `mixed_gpus`: GPUs in the cluster, and those of the mixed group (all of them without a
+      partition).
     - `prefills`: running prefills X_i.
     - `decodes_mixed`, `decodes_solo`: decodes on GPUs with and without a running prefill, Y_m,i and Y_s,i.
     - `prefill_queue`: requests waiting for prefill, Q_p,i.
-    - `decode_queue`: requests waiting for a decode slot, by buffer (in the order of `AbstractRouter.buffers`).
+    - `decode_queue`: requests waiting for a decode slot, by buffer (in the order of
+      `AbstractRouter.buffers`).
     - `idle_prefill_slots`: GPUs that could start a prefill now.
     - `available`: GPUs with a free decode slot, for each pool of the router (slots for `SOLO`; buffers: 1).
     """
@@ -97,15 +100,15 @@ class AbstractRouter(eqx.Module):
     ) -> Float[Array, "pools *batch"]:
         """One score for each of `pools`: the request goes to the highest-scored one that has room.
 
-        `-inf` means: never. Buffers always have room, and so has `OWN` unless the gate acted first and used the
-        slot. At least one pool with room must have a finite score.
+        `-inf` means: never. Buffers always have room, and so has `OWN` unless the gate acted first and used
+        the slot. At least one pool with room must have a finite score.
         """
 
     def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
         """Weights with which a freed decode slot draws the next request among those that wait.
 
-        `group` is `Pool.SOLO` or `Pool.MIXED` (without a partition: always `MIXED`). The default draws from every
-        buffer in proportion to the numbers waiting. Must be 0 where nobody waits.
+        `group` is `Pool.SOLO` or `Pool.MIXED` (without a partition: always `MIXED`). The default draws from
+        every buffer in proportion to the numbers waiting. Must be 0 where nobody waits.
         """
         del group
         return jnp.asarray(observation.decode_queue, jnp.float32)
@@ -119,8 +122,8 @@ class AbstractRouter(eqx.Module):
 class Partition(eqx.Module):
     """A static partition: a share of the GPUs forms the mixed group, which alone runs prefills.
 
-    GPUs of the mixed group take at most B - 1 decodes (one slot stays reserved for the prefill); the others form
-    the solo group and take B ([Lin26] section 4.1).
+    GPUs of the mixed group take at most B - 1 decodes (one slot stays reserved for the prefill); the others
+    form the solo group and take B ([Lin26] section 4.1).
 
     **Arguments:** `mixed_share`: share of the GPUs in the mixed group, usually the plan's sum of x.
     """
@@ -143,8 +146,8 @@ class Policy(eqx.Module):
 
     - `gate`, `router`: see `AbstractGate`, `AbstractRouter`.
     - `partition`: a `Partition`, or None: any GPU without a prefill and with a free slot may start one.
-    - `route_first`: after a prefill completes, whether the finished request is placed before its GPU is offered
-      to the gate (`True`: immediate and packing policies) or after (`False`: partitioned policies).
+    - `route_first`: after a prefill completes, whether the finished request is placed before its GPU is
+      offered to the gate (`True`: immediate and packing policies) or after (`False`: partitioned policies).
     - `name`: for labels.
 
     **Raises:** `InputError` when the router names a pool that needs a partition and there is none.
@@ -167,7 +170,8 @@ class Policy(eqx.Module):
             raise InputError(f"policy {self.name!r}: the router names a pool twice")
         if Pool.MIXED in pools and (Pool.WITH_PREFILL in pools or Pool.WITHOUT_PREFILL in pools):
             raise InputError(
-                f"policy {self.name!r}: pool MIXED overlaps WITH_PREFILL and WITHOUT_PREFILL; name either it or them"
+                f"policy {self.name!r}: pool MIXED overlaps WITH_PREFILL and WITHOUT_PREFILL; "
+                "name either it or them"
             )
 
     def mixed_gpus(self, n_gpus: int) -> int:

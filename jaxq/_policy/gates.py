@@ -16,8 +16,8 @@ TIE = 1e-6
 class OccupancyGate(AbstractGate):
     """Starts the class whose running prefills are furthest below the plan ([Lin26] section 4.1).
 
-    The order is that of X_i / x_i; ties within a relative 1e-6 go to the largest Q_p,i - n q_p,i, then to the lowest
-    index. Classes with x_i = 0 come last. It never leaves a slot idle while someone waits.
+    The order is that of X_i / x_i; ties within a relative 1e-6 go to the largest Q_p,i - n q_p,i, then to
+    the lowest index. Classes with x_i = 0 come last. It never leaves a slot idle while someone waits.
 
     **Arguments:** `prefills`: the plan's x, per GPU; `prefill_queue`: the plan's q_p, per GPU.
     """
@@ -52,8 +52,8 @@ class QueueGate(AbstractGate):
 
 
 class PriorityGate(AbstractGate):
-    """Starts the class with the highest fixed priority: D_i / P_i for prioritize-and-route ([Lin26] section 4.2), the
-    bid price dR*/dlambda_i for price-and-pack.
+    """Starts the class with the highest fixed priority: D_i / P_i for prioritize-and-route ([Lin26] section
+    4.2), the bid price dR*/dlambda_i for price-and-pack.
 
     **Arguments:** `priority`: one number a class; ties go to the lowest index.
     """
@@ -69,9 +69,9 @@ class PriorityGate(AbstractGate):
 class FcfsGate(AbstractGate):
     """First come, first served over all classes.
 
-    Engines that keep counts and not the order of arrival draw the class in proportion to the waiting numbers. With
-    equal patience this changes no long-run average of the prefill queue; with unequal patience it changes the mix of
-    classes (0.5 % of revenue has been seen).
+    Engines that keep counts and not the order of arrival draw the class in proportion to the waiting
+    numbers. With equal patience this changes no long-run average of the prefill queue; with unequal
+    patience it changes the mix of classes (0.5 % of revenue has been seen).
     """
 
     def scores(
@@ -91,5 +91,6 @@ def pick(
         after = before + weight
         scores.append(jnp.where((before <= target) & (target < after), 1.0, 0.0))
         before = after
-    # Rounding can put the target at the total; every choice then scores 0, and the engine takes one that waits.
+    # Rounding can put the target at the total; every choice then scores 0, and the engine takes one that
+    # waits.
     return jnp.stack(scores)

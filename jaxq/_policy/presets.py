@@ -21,21 +21,24 @@ def _bundled(instance: Instance, plan: Plan | None) -> Plan:
 
 
 def gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
-    """GG-SP, the policy of [Lin26] for bundled charging: static partition, occupancy gate, solo-first router."""
+    """GG-SP, the policy of [Lin26] for bundled charging: static partition, occupancy gate, solo-first
+    router."""
     plan = _bundled(instance, plan)
     gate = OccupancyGate(plan.x, plan.q_prefill)
     return Policy(gate, SoloFirstRouter(), Partition(plan.mixed_share), name="gate_and_route")
 
 
 def prioritize_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
-    """The policy of [Lin26] for separate charging: the separate plan's partition, priority D_i / P_i, solo-first."""
+    """The policy of [Lin26] for separate charging: the separate plan's partition, priority D_i / P_i,
+    solo-first."""
     plan = solve_plan(instance, "separate") if plan is None else plan
     gate = PriorityGate(np.asarray(instance.workload.output_tokens / instance.workload.prompt_tokens))
     return Policy(gate, SoloFirstRouter(), Partition(plan.mixed_share), name="prioritize_and_route")
 
 
 def sli_gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
-    """The policy of [Lin26] under service level indicators: static partition, occupancy gate, randomised router."""
+    """The policy of [Lin26] under service level indicators: static partition, occupancy gate, randomised
+    router."""
     plan = _bundled(instance, plan)
     router = RandomisedRouter(
         solo_flow=np.asarray(instance.mu_solo * plan.y_solo),
@@ -47,13 +50,15 @@ def sli_gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
 
 
 def fcfs_route(instance: Instance, plan: Plan | None = None) -> Policy:
-    """FG-SP, an ablation without the occupancy gate: static partition, first come first served, solo-first router."""
+    """FG-SP, an ablation without the occupancy gate: static partition, first come first served, solo-first
+    router."""
     plan = _bundled(instance, plan)
     return Policy(FcfsGate(), SoloFirstRouter(), Partition(plan.mixed_share), name="fcfs_route")
 
 
 def sarathi(instance: Instance, plan: Plan | None = None) -> Policy:
-    """FI-WSP, chunked-prefill serving as deployed: first come first served, decodes where it prefilled. Needs no plan."""
+    """FI-WSP, chunked-prefill serving as deployed: first come first served, decodes where it prefilled.
+    Needs no plan."""
     del instance, plan
     return Policy(FcfsGate(), ImmediateRouter(), route_first=True, name="sarathi")
 
@@ -66,15 +71,16 @@ def gate_immediate(instance: Instance, plan: Plan | None = None) -> Policy:
 
 
 def gate_fcfs(instance: Instance, plan: Plan | None = None) -> Policy:
-    """GF-WSP, an ablation that prefills first: occupancy gate; a finished prefill takes a GPU without a prefill."""
+    """GF-WSP, an ablation that prefills first: occupancy gate; a finished prefill takes a GPU without a
+    prefill."""
     plan = _bundled(instance, plan)
     gate = OccupancyGate(plan.x, plan.q_prefill)
     return Policy(gate, PrefillFirstRouter(), name="gate_fcfs")
 
 
 def price_and_pack(instance: Instance, plan: Plan | None = None) -> Policy:
-    """Nearly optimal under bundled charging: starts the class with the largest bid price dR*/dlambda_i, and packs
-    decodes beside prefills. Not in [Lin26]."""
+    """Nearly optimal under bundled charging: starts the class with the largest bid price dR*/dlambda_i, and
+    packs decodes beside prefills. Not in [Lin26]."""
     plan = solve_plan(instance, "bundled", require_no_decode_queue=True) if plan is None else plan
     gate = PriorityGate(plan.bid_prices)
     return Policy(gate, PackingRouter(), route_first=True, name="price_and_pack")
@@ -153,15 +159,15 @@ TABLE: tuple[dict[str, str], ...] = (
         "role": "jaxq's own: nearly optimal under bundled charging",
     },
 )
-"""What each preset is made of. *: engines keep counts, not order, and draw the class in proportion to the numbers
-waiting; with unequal patience this changes the mix of classes (0.5 % of revenue has been seen)."""
+"""What each preset is made of. *: engines keep counts, not order, and draw the class in proportion to the
+numbers waiting; with unequal patience this changes the mix of classes (0.5 % of revenue has been seen)."""
 
 
 def load_policy(reference: str, instance: Instance) -> Policy:
     """A policy by name (`gate_and_route`) or by reference (`my_module:MyPolicy`, called with the instance).
 
-    **Raises:** `InputError` for an unknown name (with the nearest), a module or attribute that does not exist, or a
-    callable that does not return a `Policy`.
+    **Raises:** `InputError` for an unknown name (with the nearest), a module or attribute that does not
+    exist, or a callable that does not return a `Policy`.
     """
     if ":" not in reference:
         if reference in PRESETS:

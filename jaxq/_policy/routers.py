@@ -18,7 +18,8 @@ def fixed_order(router: AbstractRouter, request_class: Int[Array, "*batch"]) -> 
 
 
 class ImmediateRouter(AbstractRouter):
-    """A request decodes on the GPU that prefilled it, at once: the coupled execution of today's serving systems."""
+    """A request decodes on the GPU that prefilled it, at once: the coupled execution of today's serving
+    systems."""
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.OWN,)
 
@@ -54,8 +55,8 @@ class PrefillFirstRouter(AbstractRouter):
 class PackingRouter(AbstractRouter):
     """A GPU that runs a prefill and has a free slot, else any with a free slot.
 
-    That keeps room on the GPUs without a prefill, where alone a prefill can start. It never waits: its own freed slot
-    remains. Not in [Lin26].
+    That keeps room on the GPUs without a prefill, where alone a prefill can start. It never waits: its own
+    freed slot remains. Not in [Lin26].
     """
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.WITH_PREFILL, Pool.WITHOUT_PREFILL)
@@ -67,18 +68,19 @@ class PackingRouter(AbstractRouter):
 
 
 class RandomisedRouter(AbstractRouter):
-    """Sends class i to the solo group with a fixed probability, else to the mixed group ([Lin26] section 5.1).
+    """Sends class i to the solo group with a fixed probability, else to the mixed group ([Lin26] section
+    5.1).
 
-    A request whose group is full waits in that group's own buffer, which freed slots of that group alone serve. A
-    group without a GPU is replaced by the other.
+    A request whose group is full waits in that group's own buffer, which freed slots of that group alone
+    serve. A group without a GPU is replaced by the other.
 
     **Arguments:**
 
-    - `solo_flow`, `mixed_flow`: the plan's decode completion rates mu_solo y_s and mu_mixed y_m of each class; the
-      probability is solo_flow / (solo_flow + mixed_flow), 1 where both are 0.
-    - `persistent`: 1 when the plan keeps requests waiting for decode (q_d > 0): a freed slot then draws the next class
-      with the flows as weights over the classes that wait ([Lin26] section 13); 0: in proportion to the numbers
-      waiting.
+    - `solo_flow`, `mixed_flow`: the plan's decode completion rates mu_solo y_s and mu_mixed y_m of each
+      class; the probability is solo_flow / (solo_flow + mixed_flow), 1 where both are 0.
+    - `persistent`: 1 when the plan keeps requests waiting for decode (q_d > 0): a freed slot then draws the
+      next class with the flows as weights over the classes that wait ([Lin26] section 13); 0: in proportion
+      to the numbers waiting.
     """
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.SOLO, Pool.MIXED, Pool.WAIT_SOLO, Pool.WAIT_MIXED)
