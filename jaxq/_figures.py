@@ -18,7 +18,7 @@ Summary = Mapping[str, Any]
 WIDTH = 5.2
 """Inches; narrow, so that texts stay legible when a telephone shows the whole width."""
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -57,12 +57,14 @@ def draw_figures(summary: Summary) -> dict[str, Figure]:
         return {name: draw(summary) for name, draw in drawn.items()}
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Each figure as SVG and PNG."""
-    for name, text in svg_texts(figures).items():
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:
+    """Each figure as SVG and PNG; returns the texts of the SVG elements by name."""
+    texts = svg_texts(figures)
+    for name, text in texts.items():
         (folder / f"{name}.svg").write_text(text, encoding="utf-8")
         with matplotlib.rc_context(_STYLE):
             figures[name].savefig(folder / f"{name}.png", dpi=200)
+    return texts
 
 
 def svg_texts(figures: Mapping[str, Figure]) -> dict[str, str]:
@@ -87,7 +89,7 @@ def _gap(summary: Summary) -> Figure:
         axes.errorbar(
             [record["gpus"] for record in rows],
             [100 * gap["mean"] for gap in gaps],
-            yerr=_bars(gaps, 100),
+            yerr=_bars(gaps, 100.0),
             color=colour,
             marker=marker,
             markersize=5,
@@ -160,6 +162,7 @@ def _occupancies(summary: Summary) -> Figure:
         axes.set_yticks(range(len(records)), [_text(record["policy"]) for record in records])
         axes.set_ylim(len(records) - 0.4, -0.6)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.locator_params(axis="x", nbins=6)
         axes.set_title(title)
     panels[-1].set_xlabel(f"requests per GPU, {records[0]['gpus']} GPUs")
     figure.legend(handles=_class_handles(classes, plan_line=True), loc="outside lower center", ncols=2)

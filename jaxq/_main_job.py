@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ._engine.cluster import ClusterEngine
-from ._figures import draw_figures, save_figures, svg_texts
+from ._figures import draw_figures, save_figures
 from ._instance import Instance
 from ._instance_file import instance_to_toml
 from ._memory import check_memory
@@ -28,6 +28,9 @@ from ._report import report_html
 from ._result import QUANTITIES, Result
 from ._simulate import StatisticsWarning, simulate
 from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict, write_json
+
+DEFAULT_POLICIES = tuple(PRESETS)
+"""The policies that are measured."""
 
 BASELINE = "sarathi"
 """What the other policies are compared with: chunked prefill as serving systems do it today."""
@@ -93,7 +96,7 @@ def run_main_job(
     effort: Effort,
     bars: ProgressBars,
     *,
-    policies: Sequence[str] = tuple(PRESETS),
+    policies: Sequence[str] = DEFAULT_POLICIES,
     seed: int = 0,
     command: str = "jaxq run",
 ) -> MainJob:
@@ -143,13 +146,13 @@ def write_main_job(job: MainJob, folder: Path) -> None:
     """Write report.html, figures (SVG, PNG), results (netCDF and one CSV), the instance and run.json."""
     figures = draw_figures(job.summary)
     (folder / "figures").mkdir()
-    save_figures(figures, folder / "figures")
+    texts = save_figures(figures, folder / "figures")
     (folder / "results").mkdir()
     for (name, n_gpus), result in job.results.items():
         result.save(folder / "results" / f"{name}_n{n_gpus}.nc")
     _write_table(job.summary, folder / "results.csv")
     (folder / "instance.toml").write_text(instance_to_toml(job.instance), encoding="utf-8")
-    (folder / "report.html").write_text(report_html(job.summary, svg_texts(figures)), encoding="utf-8")
+    (folder / "report.html").write_text(report_html(job.summary, texts), encoding="utf-8")
     write_json(job.summary, folder / MARKER)
 
 

@@ -25,9 +25,7 @@ p { margin: .5rem 0; }
 .quiet { color: #4d4d4d; font-size: .93rem; }
 .pair { display: grid; gap: 1.5rem; grid-template-columns: minmax(0, 1fr); }
 figure { margin: 1rem 0; max-width: 620px; }
-figure svg {
-  width: 100%; height: auto; display: block; font-family: "DejaVu Sans", Verdana, sans-serif;
-}
+figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: .93rem; color: #333; margin-top: .4rem; }
 .table { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
@@ -70,6 +68,11 @@ def paragraph(text: str, kind: str = "") -> str:
 def bullets(items: Iterable[str]) -> str:
     """A list."""
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+
+
+def definitions(items: Iterable[tuple[str, str]]) -> str:
+    """A list of names and what they mean."""
+    return "<ul>" + "".join(f"<li><b>{escape(n)}</b>: {escape(text)}</li>" for n, text in items) + "</ul>"
 
 
 def code(text: str) -> str:

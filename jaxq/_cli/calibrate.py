@@ -11,7 +11,7 @@ import typer
 from .options import Json, check_seed, print_json
 
 if TYPE_CHECKING:
-    from .._calibration import Calibration, Estimate, FileCalibration
+    from .._calibration import Calibration, Coefficient, FileCalibration
 
 
 def calibrate(
@@ -105,7 +105,7 @@ def _print(fitted: FileCalibration) -> None:
 
 
 def _row(calibration: Calibration) -> tuple[str, ...]:
-    def text(estimate: Estimate) -> str:
+    def text(estimate: Coefficient) -> str:
         low, high = estimate.ci95 or (float("nan"), float("nan"))
         return f"{estimate.value:.4g} ({low:.4g} to {high:.4g})"
 

@@ -40,16 +40,16 @@ def run(
     check_seed(seed)
     instance = read_instance(file)
     configure_jax()
-    from .._main_job import FULL, MARKER, QUICK, run_main_job, write_main_job
+    from .. import _main_job as main_job
     from .._output import staged_folder
-    from .._policy.presets import PRESETS
     from .._progress import progress_bars
 
-    effort = QUICK if quick else FULL
-    with staged_folder(out, MARKER) as folder:
-        with progress_bars(len(PRESETS) * len(effort.sizes)) as bars:
-            job = run_main_job(instance, effort, bars, seed=seed, command=_command(file, quick, out, seed))
-        write_main_job(job, folder)
+    effort = main_job.QUICK if quick else main_job.FULL
+    policies, command = main_job.DEFAULT_POLICIES, _command(file, quick, out, seed)
+    with staged_folder(out, main_job.MARKER) as folder:
+        with progress_bars(len(policies) * len(effort.sizes)) as bars:
+            job = main_job.run_main_job(instance, effort, bars, policies=policies, seed=seed, command=command)
+        main_job.write_main_job(job, folder)
     if json:
         print_json({"report": str(out / "report.html"), **job.summary})
     else:

@@ -95,10 +95,10 @@ class ClusterEngine(eqx.Module):
         windows = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
         block = self._block(instance, policy, n_gpus, replications)
         starts = range(first, first + replications, block)
-        total = len(starts) * windows.count
+        total = len(starts) * len(windows.lengths)
         records = []
         for b, start in enumerate(starts):
-            report = functools.partial(_report, progress, b * windows.count, total)
+            report = functools.partial(_report, progress, b * len(windows.lengths), total)
             record = self._run_block(instance, policy, n_gpus, windows, key, start, block, report)
             records.append(record.head(min(block, first + replications - start)))
         return Record.concatenate(records)
@@ -120,6 +120,15 @@ class ClusterEngine(eqx.Module):
         """Compile ahead of time what `run` would; several threads may do so at once."""
         block = self._block(instance, policy, n_gpus, replications)
         self._program(instance, policy, n_gpus, block)
+
+    def state_bytes(self, instance: Instance, policy: Policy, n_gpus: int) -> int:
+        """Bytes of state of one replication, about."""
+        return self._bytes(_shape(instance, policy, n_gpus), len(policy.router.buffers))
+
+    def compiled_text(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> str:
+        """The optimised program (HLO) that advances a block, for counting what a step compiles to."""
+        block = self._block(instance, policy, n_gpus, replications)
+        return self._program(instance, policy, n_gpus, block).text()
 
     def _bytes(self, shape: Shape, buffers: int) -> int:
         small = 4 * shape.classes * (16 + buffers) + 64
@@ -178,8 +187,8 @@ class ClusterEngine(eqx.Module):
                 pace = _pace(length / windows.parts, step)
                 state, totals = program.advance(*fixed, state, index, *pace)
                 kept.append(totals)
-                report(w * windows.parts + part + 1)
             host = jax.device_get(kept)
+            report(w + 1)
             _check_status(program.status(state), first)
             rows.append(_summed(host))
         return _record(rows, windows, program.levels(state), n_gpus, step)
@@ -245,10 +254,6 @@ class _Windows:
     lengths: tuple[float, ...]
     warmup: int
     parts: int
-
-    @property
-    def count(self) -> int:
-        return len(self.lengths) * self.parts
 
     @classmethod
     def plan(cls, instance: Instance, n_gpus: int, horizon: float, warmup: float, measured: int) -> _Windows:

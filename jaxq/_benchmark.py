@@ -1,0 +1,255 @@
+"""How fast this machine simulates, and what one step compiles to: `jaxq benchmark`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._engine.base import device_policy, numbers_of
+from ._engine.cluster import EVENTS_PER_WINDOW, ClusterEngine
+from ._engine.random import replication_keys
+from ._engine.steppers import AbstractStepper, Exact, Leap
+from ._instance import Instance
+from ._policy.base import Policy
+
+POLICIES = ("gate_and_route", "gate_immediate")
+GPUS = (50, 500)
+REPLICATIONS = {"exact": 1024, "leap": 256}
+WARMUP = 20.0
+"""Seconds simulated before anything is timed: long enough for every GPU to be busy and for queues to stand."""
+
+REPEATS = 3
+TIMED_WALL_SECONDS = 0.5
+"""About how long one timed piece takes."""
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\(")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|branch_computations|called_computations)=(\{.*?\}|[^,\s]+)"
+)
+_NAME = re.compile(r"[\w.\-]+")
+_FREE = frozenset(
+    {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """What was simulated in a stretch of wall time: `events`, `gpu_seconds`, `steps`, `wall` (s)."""
+
+    events: float
+    gpu_seconds: float
+    steps: float
+    wall: float
+
+
+class RunningCluster:
+    """A block of replications that can be run on, piece by piece, with the time each piece takes.
+
+    Between pieces the state stays as it is, so that after a first long piece all others time the stationary regime.
+
+    **Arguments:** as for `ClusterEngine.run`; `replications` are rounded up to a block of the engine.
+    """
+
+    def __init__(
+        self,
+        engine: ClusterEngine,
+        instance: Instance,
+        policy: Policy,
+        n_gpus: int,
+        replications: int,
+        seed: int = 0,
+    ):
+        block = engine._block(instance, policy, n_gpus, replications)
+        program = engine._program(instance, policy, n_gpus, block)
+        keys = jax.device_put(replication_keys(jax.random.key(seed), 0, block), program.sharding(1))
+        numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
+        self.program, self.replications, self.n_gpus = program, block, n_gpus
+        self.step = engine.stepper.step_of(instance) if isinstance(engine.stepper, Leap) else None
+        self.longest = EVENTS_PER_WINDOW / (4 * n_gpus * float(np.sum(instance.workload.arrival_rate)))
+        self._fixed = (jax.tree.leaves(device_policy(policy)), numbers, keys)
+        self._state = program.start(*self._fixed)
+        self._window = 0
+
+    @property
+    def bytes_per_replication(self) -> int:
+        """Bytes of state of one replication."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._state)) // self.replications
+
+    def advance(self, seconds: float) -> Pace:
+        """Simulate `seconds` more in every replication."""
+        parts = max(1, math.ceil(seconds / self.longest))
+        length = seconds / parts
+        steps = 1 if self.step is None else max(1, math.ceil(length / self.step - 1e-9))
+        pace = jnp.float32(length if self.step is None else length / steps), jnp.int32(steps)
+        kept = []
+        begin = time.perf_counter()
+        for _ in range(parts):
+            self._state, totals = self.program.advance(
+                *self._fixed, self._state, jnp.int32(self._window), *pace
+            )
+            kept.append(totals.events)
+            self._window += 1
+        events = float(sum(np.asarray(value, np.float64).sum() for value in kept))
+        wall = time.perf_counter() - begin
+        taken = events if self.step is None else float(self.replications * parts * steps)
+        return Pace(events, self.replications * self.n_gpus * seconds, taken, wall)
+
+
+def step_counts(text: str) -> dict[str, int]:
+    """What the body of a program's main loop compiles to, from its optimised HLO text.
+
+    **Returns:** `fusions`, `while_loops` and `conditionals` within the step, `gathers`, `scatters`, `copies`, and
+    `kernels`: instructions outside fusions that do work (on a GPU, launches; a loop's body counts once).
+    """
+    computations, entry = _computations(text)
+    loops = [_reached(computations, called) for op, called in computations[entry] if op == "while"]
+    step = max(loops, key=len, default={entry})
+    fused = {
+        name for body in computations.values() for op, called in body if op == "fusion" for name in called
+    }
+    inside = [(name, op) for name in step for op, _ in computations[name]]
+    count = {
+        name: sum(op == name for _, op in inside) for name in ("fusion", "while", "conditional", "gather")
+    }
+    small = {
+        name for body in computations.values() for op, called in body if op not in _CALLERS for name in called
+    }
+    return {
+        "fusions": count["fusion"],
+        "while_loops": count["while"],
+        "conditionals": count["conditional"],
+        "gathers": count["gather"],
+        "scatters": sum(op == "scatter" for _, op in inside),
+        "copies": sum(op.startswith("copy") for _, op in inside),
+        "kernels": sum(op not in _FREE and name not in fused and name not in small for name, op in inside),
+    }
+
+
+_CALLERS = frozenset({"while", "conditional", "call", "fusion"})
+
+
+def _computations(text: str) -> tuple[dict[str, list[tuple[str, list[str]]]], str]:
+    """Each computation's instructions (operation, computations it calls), and the name of the entry."""
+    computations: dict[str, list[tuple[str, list[str]]]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            name = header[2]
+            entry = name if header[1] else entry
+            computations[name] = []
+        elif name and (instruction := _INSTRUCTION.match(line)):
+            called = [found for group in _CALLED.findall(line) for found in _NAME.findall(group)]
+            computations[name].append((instruction[1], called))
+    return computations, entry
+
+
+def _reached(computations: dict[str, list[tuple[str, list[str]]]], names: list[str]) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in computations and name not in reached:
+            reached.add(name)
+            waiting += [called for _, names in computations[name] for called in names]
+    return reached
+
+
+def benchmark_main(*, quiet: bool = False) -> dict[str, Any]:
+    """Time both steppers on the reference instance and count what their steps compile to.
+
+    **Arguments:** `quiet`: print nothing.
+
+    **Returns:** `{"versions", "devices", "rows": [{"stepper", "policy", "gpus", "replications", "events_per_second",
+    "gpu_seconds_per_second", "microseconds_per_step", "bytes_per_replication", "step": step_counts}]}`.
+    """
+    from ._cli.options import read_instance
+    from ._policy.presets import load_policy
+
+    instance = read_instance(None)
+    rows = []
+    for policy in POLICIES:
+        for n_gpus in GPUS:
+            for stepper in (Exact(), Leap()):
+                if not quiet:
+                    print(f"{policy}, {n_gpus} GPUs, {_name(stepper)} ...", file=sys.stderr, flush=True)
+                rows.append(_row(stepper, instance, policy, load_policy(policy, instance), n_gpus))
+    result = {"versions": _versions(), "devices": [str(device) for device in jax.devices()], "rows": rows}
+    if not quiet:
+        _print(result)
+    return result
+
+
+def _name(stepper: AbstractStepper) -> str:
+    return "exact" if isinstance(stepper, Exact) else "leap"
+
+
+def _row(
+    stepper: AbstractStepper, instance: Instance, name: str, policy: Policy, n_gpus: int
+) -> dict[str, Any]:
+    cluster = RunningCluster(ClusterEngine(stepper), instance, policy, n_gpus, REPLICATIONS[_name(stepper)])
+    warm = cluster.advance(WARMUP)
+    seconds = TIMED_WALL_SECONDS * WARMUP / warm.wall
+    paces = [cluster.advance(seconds) for _ in range(REPEATS)]
+    return {
+        "stepper": _name(stepper),
+        "policy": name,
+        "gpus": n_gpus,
+        "replications": cluster.replications,
+        "events_per_second": float(np.median([pace.events / pace.wall for pace in paces])),
+        "gpu_seconds_per_second": float(np.median([pace.gpu_seconds / pace.wall for pace in paces])),
+        "bytes_per_replication": cluster.bytes_per_replication,
+        "step": step_counts(cluster.program.text()),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {name: version(name) for name in ("jaxq", "jax", "jaxlib", "numpy")}
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="Reference instance", caption="Fusions and the like: in the compiled body of one step."
+    )
+    for heading in ("policy", "GPUs", "stepper"):
+        table.add_column(heading)
+    for heading in (
+        "M events/s",
+        "M GPU-s/s",
+        "kB/repl.",
+        "fusions",
+        "loops",
+        "gathers",
+        "scatters",
+        "copies",
+    ):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        step = row["step"]
+        table.add_row(
+            row["policy"],
+            str(row["gpus"]),
+            f"{row['stepper']} x {row['replications']}",
+            f"{row['events_per_second'] / 1e6:.2f}",
+            f"{row['gpu_seconds_per_second'] / 1e6:.2f}",
+            f"{row['bytes_per_replication'] / 1e3:.1f}",
+            *(str(step[name]) for name in ("fusions", "while_loops", "gathers", "scatters", "copies")),
+        )
+    console = Console()
+    console.print(table)
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    console.print(f"{versions}; {', '.join(result['devices'])}")
