@@ -24,9 +24,12 @@ POLICIES = ("gate_and_route", "gate_immediate")
 GPUS = (50, 500)
 REPLICATIONS = {"exact": 1024, "leap": 256}
 WARMUP = 20.0
-"""Seconds simulated before anything is timed: long enough for every GPU to be busy and for queues to stand."""
+"""Seconds simulated before anything is timed: then every GPU is busy and the queues stand."""
 
 REPEATS = 3
+MOST = 0.5
+"""A loop that holds this share of the loop around it is the loop over steps, not one within a step."""
+
 TIMED_WALL_SECONDS = 0.5
 """About how long one timed piece takes."""
 
@@ -35,6 +38,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][a-
 _CALLED = re.compile(
     r"(?:body|condition|calls|to_apply|branch_computations|called_computations)=(\{.*?\}|[^,\s]+)"
 )
+_BRANCHES = frozenset({"while", "conditional", "call"})
 _NAME = re.compile(r"[\w.\-]+")
 _FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota"}
@@ -43,18 +47,18 @@ _FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """What was simulated in a stretch of wall time: `events`, `gpu_seconds`, `steps`, `wall` (s)."""
+    """What was simulated in a stretch of wall time: `events`, `gpu_seconds`, `wall` (s)."""
 
     events: float
     gpu_seconds: float
-    steps: float
     wall: float
 
 
 class RunningCluster:
     """A block of replications that can be run on, piece by piece, with the time each piece takes.
 
-    Between pieces the state stays as it is, so that after a first long piece all others time the stationary regime.
+    Between pieces the state stays as it is, so that after a long first one all others time the
+    stationary regime.
 
     **Arguments:** as for `ClusterEngine.run`; `replications` are rounded up to a block of the engine.
     """
@@ -100,41 +104,49 @@ class RunningCluster:
             self._window += 1
         events = float(sum(np.asarray(value, np.float64).sum() for value in kept))
         wall = time.perf_counter() - begin
-        taken = events if self.step is None else float(self.replications * parts * steps)
-        return Pace(events, self.replications * self.n_gpus * seconds, taken, wall)
+        return Pace(events, self.replications * self.n_gpus * seconds, wall)
 
 
 def step_counts(text: str) -> dict[str, int]:
     """What the body of a program's main loop compiles to, from its optimised HLO text.
 
-    **Returns:** `fusions`, `while_loops` and `conditionals` within the step, `gathers`, `scatters`, `copies`, and
-    `kernels`: instructions outside fusions that do work (on a GPU, launches; a loop's body counts once).
+    **Returns:** `fusions`, `while_loops`, `conditionals`, `gathers`, `scatters` and `copies` within a step
+    (those inside fusions included), and `kernels`: instructions outside fusions that do work (on a GPU,
+    launches). The body of an inner loop counts once.
     """
     computations, entry = _computations(text)
-    loops = [_reached(computations, called) for op, called in computations[entry] if op == "while"]
-    step = max(loops, key=len, default={entry})
-    fused = {
-        name for body in computations.values() for op, called in body if op == "fusion" for name in called
+    step = _step(computations, entry)
+    inner = {
+        name
+        for body in computations.values()
+        for operation, called in body
+        if operation not in _BRANCHES
+        for name in called
     }
-    inside = [(name, op) for name in step for op, _ in computations[name]]
-    count = {
-        name: sum(op == name for _, op in inside) for name in ("fusion", "while", "conditional", "gather")
-    }
-    small = {
-        name for body in computations.values() for op, called in body if op not in _CALLERS for name in called
-    }
+    inside = [operation for name in step for operation, _ in computations[name]]
+    outside = [operation for name in step - inner for operation, _ in computations[name]]
     return {
-        "fusions": count["fusion"],
-        "while_loops": count["while"],
-        "conditionals": count["conditional"],
-        "gathers": count["gather"],
-        "scatters": sum(op == "scatter" for _, op in inside),
-        "copies": sum(op.startswith("copy") for _, op in inside),
-        "kernels": sum(op not in _FREE and name not in fused and name not in small for name, op in inside),
+        "fusions": inside.count("fusion"),
+        "while_loops": inside.count("while"),
+        "conditionals": inside.count("conditional"),
+        "gathers": inside.count("gather"),
+        "scatters": inside.count("scatter"),
+        "copies": inside.count("copy"),
+        "kernels": sum(operation not in _FREE for operation in outside),
     }
 
 
-_CALLERS = frozenset({"while", "conditional", "call", "fusion"})
+def _step(computations: dict[str, list[tuple[str, list[str]]]], entry: str) -> set[str]:
+    """The computations of the innermost loop that holds most of the program."""
+    step: set[str] = set()
+    around = [entry]
+    while True:
+        inside = [called for name in around for op, called in computations[name] if op == "while"]
+        loops = [(_reached(computations, called), called) for called in inside]
+        largest, called = max(loops, key=lambda loop: len(loop[0]), default=(set(), []))
+        if not largest or len(largest) < MOST * len(step):
+            return step or _reached(computations, around)
+        step, around = largest, called
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, list[str]]]], str]:
@@ -168,8 +180,8 @@ def benchmark_main(*, quiet: bool = False) -> dict[str, Any]:
 
     **Arguments:** `quiet`: print nothing.
 
-    **Returns:** `{"versions", "devices", "rows": [{"stepper", "policy", "gpus", "replications", "events_per_second",
-    "gpu_seconds_per_second", "microseconds_per_step", "bytes_per_replication", "step": step_counts}]}`.
+    **Returns:** `{"versions", "devices", "rows": [{"stepper", "policy", "gpus", "replications",
+    "events_per_second", "gpu_seconds_per_second", "bytes_per_replication", "step": step_counts}]}`.
     """
     from ._cli.options import read_instance
     from ._policy.presets import load_policy
@@ -222,9 +234,7 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title="Reference instance", caption="Fusions and the like: in the compiled body of one step."
-    )
+    table = Table(title="Reference instance", caption="Fusions to copies: in the compiled body of one step.")
     for heading in ("policy", "GPUs", "stepper"):
         table.add_column(heading)
     for heading in (

@@ -18,7 +18,7 @@ def benchmark(json: Json = False) -> None:
       jaxq benchmark --json
     """
     configure_jax()
-    from .._benchmark import benchmark_main  # pyright: ignore[reportMissingImports]
+    from .._benchmark import benchmark_main
 
     result = benchmark_main(quiet=json)
     if json:

@@ -54,7 +54,8 @@ def _quantile(
 
 def _normal_quantile(mean: Real, variance: Real, skew: Common, uniform: Real) -> Int[Array, "*shape"]:
     """The normal quantile with Cornish and Fisher's correction for skewness, rounded to a whole number."""
-    z = ndtri(uniform + jnp.float32(2.0**-25))
+    # Not at 0, whose quantile is infinite; the largest uniform number is 1 - 2^-24.
+    z = ndtri(jnp.maximum(uniform, jnp.float32(2.0**-25)))
     # Rounding to whole numbers adds a variance of 1/12.
     deviation = jnp.sqrt(jnp.maximum(variance - 1.0 / 12.0, 0.0))
     third = skew * (z * z - 1.0) / 6.0

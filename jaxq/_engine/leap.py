@@ -38,6 +38,9 @@ from .shape import Shape
 
 WORD = 32
 
+STEPS_PER_SUM = 128
+"""Steps whose integrals are added up before they join those of the window."""
+
 Mask = Bool[Array, "replications gpus"]
 PerReplication = Int[Array, " replications"]
 Words = UInt32[Array, "replications words"]
@@ -127,9 +130,9 @@ class Chain(eqx.Module):
         finished_here = code > self.shape.classes
         if self.policy.route_first:
             state = self.route(state, happened, code, finished_here, rand)
-            state = self.gate(state, rand)
+            state = self.gate(state, happened, code, rand)
         else:
-            state = self.gate(state, rand)
+            state = self.gate(state, happened, code, rand)
             state = self.route(state, happened, code, finished_here, rand)
         return self.recount(state), totals
 
@@ -240,38 +243,77 @@ class Chain(eqx.Module):
 
     # Decisions.
 
-    def gate(self, state: LeapState, rand: Callable) -> LeapState:
-        """Start prefills, one decision after another."""
+    def gate(self, state: LeapState, happened: Happened, code: Array, rand: Callable) -> LeapState:
+        """Start prefills, one decision after another.
+
+        Events of a step happen in random order, so a decision must not know the prefills that complete after it:
+        each turn is one of them (on a GPU that cannot start another), or a decision at a GPU whose own prefill has
+        just completed, or a decision at another GPU.
+        """
         words = rand(Purpose.GATE)
-        idle_here = self.once(_bits(self.can_start(state)))
+        can_start = self.can_start(state)
+        idle_here = self.once(_bits(can_start))
         idle, before = self.once((_size(idle_here), state.levels))
-        available = self.no_available()
+        there = self.once(self.finished_where(can_start, happened, code))
+        hidden = (happened.finished - there, there)
 
         def undecided(carry: tuple) -> Array:
-            _, levels, left = carry
+            _, levels, left, _ = carry
             return jnp.any((left > 0) & (class_sum(levels.prefill_queue) > 0))
 
-        def decide(carry: tuple) -> tuple:
-            turn, levels, left = carry
-            observation = levels.observe(self.numbers, left, available)
-            choice = choose_start(self.policy, observation, words.uniforms(turn))
-            refused = choice == self.shape.classes
-            started = self.once(one_hot(choice, self.shape.classes, left > 0))
-            levels = replace(
-                levels,
-                prefills=levels.prefills + started,
-                prefill_queue=levels.prefill_queue - started,
-            )
-            # A gate that starts nothing is not asked again in this step.
-            return turn + 1, levels, jnp.where(refused, 0, left - (left > 0))
-
-        _, levels, _ = lax.while_loop(undecided, decide, (jnp.int32(0), before, idle))
+        _, levels, _, _ = lax.while_loop(
+            undecided, lambda carry: self.decide(words, *carry), (jnp.int32(0), before, idle, hidden)
+        )
         started = levels.prefills - before.prefills
         chosen = self.choose(idle_here, idle, started, rand(Purpose.PLACE).words(0))
         prefill = state.prefill
         for c in range(self.shape.classes):
             prefill = jnp.where(chosen[c], jnp.asarray(c + 1, prefill.dtype), prefill)
         return replace(state, prefill=self.once(prefill), levels=levels)
+
+    def finished_where(self, mask: Mask, happened: Happened, code: Array) -> PerClass:
+        """Completed prefills on the marked GPUs; under a partition every one of them can start another."""
+        if self.shape.partitioned:
+            return happened.finished
+        classes = self.shape.classes
+        return _tally(jnp.where(mask & (code > classes), code - classes, 0), classes)
+
+    def decide(
+        self,
+        words: Stream,
+        turn: Array,
+        levels: Levels,
+        left: PerReplication,
+        hidden: tuple[PerClass, PerClass],
+    ) -> tuple:
+        """One turn of the gate: reveal a completed prefill, decide, or both.
+
+        `levels` are those after all completions; `hidden` holds the completions yet to come in this step, on GPUs
+        that cannot and that can start a prefill.
+        """
+        classes = self.shape.classes
+        elsewhere, here = hidden
+        others = jnp.maximum(left - class_sum(here), 0)
+        kinds = [here, others[None]] if self.shape.partitioned else [here, others[None], elsewhere]
+        rows = jnp.concatenate(kinds).astype(jnp.float32)
+        index = self.once(draw(rows, words.uniforms(2 * turn))[0])
+        undecided = left > 0
+        here = here - one_hot(index, classes, undecided)
+        decides = undecided & (index <= classes)
+        if not self.shape.partitioned:
+            elsewhere = elsewhere - one_hot(index - classes - 1, classes, undecided)
+        seen = replace(levels, prefills=levels.prefills + here + elsewhere)
+        observation = seen.observe(self.numbers, left, self.no_available())
+        choice = choose_start(self.policy, observation, words.uniforms(2 * turn + 1))
+        started, refused = self.once((one_hot(choice, classes, decides), decides & (choice == classes)))
+        levels = replace(
+            levels,
+            prefills=levels.prefills + started,
+            prefill_queue=levels.prefill_queue - started,
+        )
+        # A gate that starts nothing is not asked again in this step.
+        left = jnp.where(refused, 0, left - decides.astype(jnp.int32))
+        return turn + 1, levels, left, (elsewhere, here)
 
     def no_available(self) -> list[Array]:
         """Room by pool as gates see it in this stepper: not counted, one each."""
@@ -305,9 +347,15 @@ class Chain(eqx.Module):
             status=state.status,
         )
         placed = start = self.once(placed)
+        finished, words = happened.finished, rand(Purpose.ROUTE)
         if self.policy.router.buffers:
+            if not self.shape.partitioned:
+                # The slot that a finished prefill leaves free counts as free for its request, ahead of the buffer.
+                ahead = self.once(self.finished_where(room, happened, code))
+                placed = self.route_finished(placed, ahead, words)
+                finished, words = finished - ahead, rand(Purpose.SOLO)
             placed = self.admit_waiting(placed, rand(Purpose.ADMISSION))
-        placed = self.route_finished(placed, happened.finished, rand(Purpose.ROUTE))
+        placed = self.route_finished(placed, finished, words)
         decodes = state.decodes
         places = rand(Purpose.PLACE)
         sets = list(zip(inside, placed.atoms, start.room, strict=True))
@@ -597,9 +645,16 @@ def advance(
     chain: Chain, state: LeapState, window: Int[Array, ""], dt: Float[Array, ""], steps: Int[Array, ""]
 ) -> tuple[LeapState, Totals]:
     """Run every replication through `steps` steps of `dt` seconds."""
-    totals = Totals.zeros(chain.shape.classes, chain.keys.shape[1])
+    none = Totals.zeros(chain.shape.classes, chain.keys.shape[1])
 
     def body(index: Array, carry: tuple) -> tuple:
         return chain.step(*carry, window, index, dt)
 
-    return lax.fori_loop(0, steps, body, (state, totals))
+    def several(group: Array, carry: tuple) -> tuple:
+        # Adding equal small numbers to a float32 sum that grows rounds the same way every time: sum in two levels.
+        state, totals = carry
+        first = group * STEPS_PER_SUM
+        state, added = lax.fori_loop(first, jnp.minimum(first + STEPS_PER_SUM, steps), body, (state, none))
+        return state, jax.tree.map(jnp.add, totals, added)
+
+    return lax.fori_loop(0, -(-steps // STEPS_PER_SUM), several, (state, none))
