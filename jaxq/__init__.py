@@ -1,55 +1,78 @@
-"""jaxq: large clusters of GPUs that serve LLM requests, simulated in JAX and measured against an LP bound."""
+"""jaxq: large clusters of GPUs that serve LLM requests, simulated in JAX and measured against an LP bound.
 
-from . import policies
-from ._calibration import Calibration, FileCalibration, calibrate, calibrate_file, plot_calibration
-from ._compare import Comparison, compare
-from ._engine.cluster import ClusterEngine
-from ._engine.record import Record
-from ._engine.steppers import Exact, Leap
-from ._errors import InputError, PlanError, SimulationError
-from ._hardware import IterationTime
-from ._instance import Instance
-from ._instance_file import load_instance, save_instance
-from ._plan import Plan, solve_plan, upper_bound
-from ._presets import Preset, list_presets, load_preset
-from ._pricing import Pricing
-from ._result import Result
-from ._result_file import load_result
-from ._simulate import StatisticsWarning, simulate
-from ._statistics import Estimate
-from ._workload import Workload
+Names are imported when they are first used, so that the command line starts without waiting for JAX.
+"""
 
-__all__ = [
-    "Calibration",
-    "ClusterEngine",
-    "Comparison",
-    "Estimate",
-    "Exact",
-    "FileCalibration",
-    "InputError",
-    "Instance",
-    "IterationTime",
-    "Leap",
-    "Plan",
-    "PlanError",
-    "Preset",
-    "Pricing",
-    "Record",
-    "Result",
-    "SimulationError",
-    "StatisticsWarning",
-    "Workload",
-    "calibrate",
-    "calibrate_file",
-    "compare",
-    "list_presets",
-    "load_instance",
-    "load_preset",
-    "load_result",
-    "plot_calibration",
-    "policies",
-    "save_instance",
-    "simulate",
-    "solve_plan",
-    "upper_bound",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import policies as policies
+    from ._calibration import Calibration as Calibration
+    from ._calibration import FileCalibration as FileCalibration
+    from ._calibration import calibrate as calibrate
+    from ._calibration import calibrate_file as calibrate_file
+    from ._calibration import plot_calibration as plot_calibration
+    from ._compare import Comparison as Comparison
+    from ._compare import compare as compare
+    from ._engine.cluster import ClusterEngine as ClusterEngine
+    from ._engine.record import Record as Record
+    from ._engine.steppers import Exact as Exact
+    from ._engine.steppers import Leap as Leap
+    from ._errors import InputError as InputError
+    from ._errors import PlanError as PlanError
+    from ._errors import SimulationError as SimulationError
+    from ._hardware import IterationTime as IterationTime
+    from ._instance import Instance as Instance
+    from ._instance_file import load_instance as load_instance
+    from ._instance_file import save_instance as save_instance
+    from ._plan import Plan as Plan
+    from ._plan import solve_plan as solve_plan
+    from ._plan import upper_bound as upper_bound
+    from ._presets import Preset as Preset
+    from ._presets import list_presets as list_presets
+    from ._presets import load_preset as load_preset
+    from ._pricing import Pricing as Pricing
+    from ._result import Result as Result
+    from ._result_file import load_result as load_result
+    from ._simulate import StatisticsWarning as StatisticsWarning
+    from ._simulate import simulate as simulate
+    from ._statistics import Estimate as Estimate
+    from ._workload import Workload as Workload
+
+_HOMES = {
+    "_calibration": ("Calibration", "FileCalibration", "calibrate", "calibrate_file", "plot_calibration"),
+    "_compare": ("Comparison", "compare"),
+    "_engine.cluster": ("ClusterEngine",),
+    "_engine.record": ("Record",),
+    "_engine.steppers": ("Exact", "Leap"),
+    "_errors": ("InputError", "PlanError", "SimulationError"),
+    "_hardware": ("IterationTime",),
+    "_instance": ("Instance",),
+    "_instance_file": ("load_instance", "save_instance"),
+    "_plan": ("Plan", "solve_plan", "upper_bound"),
+    "_presets": ("Preset", "list_presets", "load_preset"),
+    "_pricing": ("Pricing",),
+    "_result": ("Result",),
+    "_result_file": ("load_result",),
+    "_simulate": ("StatisticsWarning", "simulate"),
+    "_statistics": ("Estimate",),
+    "_workload": ("Workload",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["policies", *sorted(_HOME_OF)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "policies":
+        return importlib.import_module(".policies", __name__)
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -77,7 +77,7 @@ class RunningCluster:
         keys = jax.device_put(replication_keys(jax.random.key(seed), 0, block), program.sharding(1))
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
         self.program, self.replications, self.n_gpus = program, block, n_gpus
-        self.step = engine.stepper.step_of(instance) if isinstance(engine.stepper, Leap) else None
+        self.step = engine.stepper.step_of(instance, policy) if isinstance(engine.stepper, Leap) else None
         self.longest = EVENTS_PER_WINDOW / (4 * n_gpus * float(np.sum(instance.workload.arrival_rate)))
         self._fixed = (jax.tree.leaves(device_policy(policy)), numbers, keys)
         self._state = program.start(*self._fixed)
@@ -234,32 +234,27 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Reference instance", caption="Fusions to copies: in the compiled body of one step.")
-    for heading in ("policy", "GPUs", "stepper"):
-        table.add_column(heading)
-    for heading in (
-        "M events/s",
-        "M GPU-s/s",
-        "kB/repl.",
-        "fusions",
-        "loops",
-        "gathers",
-        "scatters",
-        "copies",
-    ):
-        table.add_column(heading, justify="right")
+    speed = Table(title="Speed on the reference instance")
+    step = Table(title="What the body of one step compiles to")
+    for table in (speed, step):
+        for heading in ("policy", "GPUs", "stepper"):
+            table.add_column(heading, no_wrap=True)
+    for heading in ("repl.", "M events/s", "M GPU-s/s", "kB/repl."):
+        speed.add_column(heading, justify="right")
+    counted = {"fusions": "fusions", "while_loops": "loops", "gathers": "gathers", "scatters": "scatters"}
+    for heading in (*counted.values(), "copies"):
+        step.add_column(heading, justify="right")
     for row in result["rows"]:
-        step = row["step"]
-        table.add_row(
-            row["policy"],
-            str(row["gpus"]),
-            f"{row['stepper']} x {row['replications']}",
+        title = row["policy"], str(row["gpus"]), row["stepper"]
+        speed.add_row(
+            *title,
+            str(row["replications"]),
             f"{row['events_per_second'] / 1e6:.2f}",
             f"{row['gpu_seconds_per_second'] / 1e6:.2f}",
             f"{row['bytes_per_replication'] / 1e3:.1f}",
-            *(str(step[name]) for name in ("fusions", "while_loops", "gathers", "scatters", "copies")),
         )
+        step.add_row(*title, *(str(row["step"][name]) for name in (*counted, "copies")))
     console = Console()
-    console.print(table)
+    console.print(speed, step)
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     console.print(f"{versions}; {', '.join(result['devices'])}")

@@ -12,7 +12,7 @@ Summary = Mapping[str, Any]
 PLAIN_WORDS = {
     "gate_and_route": "A fixed share of the GPUs reads prompts, always for the class that is furthest behind "
     "the plan; answers are written on the other GPUs first.",
-    "prioritize_and_route": "The same with a fixed order of classes: long answers to short prompts first.",
+    "prioritize_and_route": "As gate_and_route, in a fixed order of classes: long answers to short prompts.",
     "sli_gate_and_route": "As gate_and_route, but answers are dealt out at random in the plan's proportions.",
     "sarathi": "How serving systems run today: any GPU, first come, first served, and each answer is written "
     "where its prompt was read.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -26,12 +25,6 @@ PER_GPU = {
     "abandonment_decode": "abandoned_decode",
 }
 """Averages per GPU and second, by the field of a record that they come from."""
-
-
-@functools.cache
-def load(instance: Any, policy: str) -> policies.Policy:
-    """A policy by name; plans cost more than the calls that need them."""
-    return policies.load_policy(policy, instance)
 
 
 def run(instance: Any, policy: str | policies.Policy, n_gpus: int, **given: Any) -> Record:

@@ -1,7 +1,7 @@
 """The exact chain against global balance of tiny clusters, and against closed forms of classical queues.
 
-Seeds are fixed. Each comparison allows z standard errors such that, were the seed new, one test would fail by chance
-once in a million runs whatever the number of its comparisons (Bonferroni).
+Seeds are fixed. Each comparison allows z standard errors such that, were the seed new, one test would fail by
+chance once in a million runs whatever the number of its comparisons (Bonferroni).
 """
 
 from __future__ import annotations
@@ -68,20 +68,20 @@ def disagreements(
 
 @functools.cache
 def tiny(policy: str) -> tuple[dict[str, np.ndarray], oracles.Averages]:
-    """The tiny system of two GPUs: 1024 replications of 300 s, and its law (queues cut at 7)."""
+    """The tiny system of two GPUs: 1024 replications of 300 s, and its law (queues cut at 6)."""
     cluster = oracles.tiny_cluster()
     instance = cluster.instance()
     record = run(instance, policy, 2, horizon=310.0, warmup=10.0, replications=REPLICATIONS, key=11)
     assert not record.imbalance.any()
-    return averages(record, instance), oracles.stationary(cluster, policy, 2, queue_limit=7)
+    return averages(record, instance), oracles.stationary(cluster, policy, 2, queue_limit=6)
 
 
 @pytest.mark.parametrize("policy", oracles.POLICIES)
 def test_tiny_system_has_the_law_of_global_balance(policy):
-    """Cutting the queues at 7 costs less than 1e-5 of anything."""
+    """Cutting the queues at 6 costs less than 1e-4 of anything."""
     measured, law = tiny(policy)
-    assert max(law.lost_prefill.max(), law.lost_decode.max()) < 1e-5
-    assert not disagreements(measured, {name: getattr(law, name) for name in NAMES}, perturbation=3e-5)
+    assert max(law.lost_prefill.max(), law.lost_decode.max()) < 1e-4
+    assert not disagreements(measured, {name: getattr(law, name) for name in NAMES}, perturbation=2e-4)
 
 
 @pytest.mark.parametrize("policy", oracles.POLICIES)
@@ -93,7 +93,7 @@ def test_tiny_system_has_the_published_revenue(policy):
 
 
 def test_one_gpu_with_persistent_buffers_has_the_law_of_global_balance():
-    """A plan with q_d* > 0 (gamma tau < (B - 1)/B): the randomised router serves its buffers by planned flows."""
+    """A plan with q_d* > 0 (gamma tau < (B - 1)/B): the randomised router serves buffers by planned flows."""
     cluster = oracles.tiny_buffered_cluster()
     assert oracles.policy_plan(cluster, "sli_gate_and_route").q_decode.max() > 0.01
     instance = cluster.instance()
@@ -113,7 +113,9 @@ def test_two_gpus_whose_prefills_speed_decodes_up(policy):
     instance = cluster.instance()
     record = run(instance, policy, 2, horizon=110.0, warmup=10.0, replications=REPLICATIONS, key=13)
     law = oracles.stationary(cluster, policy, 2, queue_limit=9)
-    lost = max((law.lost_prefill / cluster.arrival_rate).max(), (law.lost_decode / cluster.arrival_rate).max())
+    lost = max(
+        (law.lost_prefill / cluster.arrival_rate).max(), (law.lost_decode / cluster.arrival_rate).max()
+    )
     assert lost < 5e-3
     expected = {name: getattr(law, name) for name in ("x", "y_mixed", "y_solo", "revenue_bundled")}
     assert not disagreements(averages(record, instance), expected, perturbation=5 * lost)

@@ -98,9 +98,10 @@ def simulate(
     instance = read_instance(file)
     configure_jax()
     engine = make_engine(stepper, dt)
-    engine.stepper.describe(instance)  # refuses a step that is too long
     run = Run(engine, instance, replications, horizon, warmup, seed, precision, time_limit)
     found = [find_policy(reference, instance) for reference in references]
+    for policy_found in found:
+        engine.stepper.describe(instance, policy_found)  # refuses a step that is too long
     run.check(found, sizes)
     results = _simulate_all(run, references, found, sizes, out)
     summary = _summary(instance, results, seed)

@@ -109,7 +109,7 @@ class ClusterEngine(eqx.Module):
         lumped = ", solo group lumped" if shape.partitioned else ""
         devices = jax.devices()
         kind = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
-        return f"cluster engine, {self.stepper.describe(instance)}; {shape.gpus} GPU states{lumped}; {kind}"
+        return f"cluster engine, {self.stepper.describe(instance, policy)}; {shape.gpus} GPU states{lumped}; {kind}"
 
     def memory(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Bytes that one call holds on all devices together, about."""
@@ -173,7 +173,7 @@ class ClusterEngine(eqx.Module):
         block: int,
         report: Callable[[int], None],
     ) -> Record:
-        step = self.stepper.step_of(instance) if isinstance(self.stepper, Leap) else None
+        step = self.stepper.step_of(instance, policy) if isinstance(self.stepper, Leap) else None
         program = self._program(instance, policy, n_gpus, block)
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
         keys = jax.device_put(replication_keys(key, first, block), program.sharding(1))

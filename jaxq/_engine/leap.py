@@ -651,7 +651,7 @@ def advance(
         return chain.step(*carry, window, index, dt)
 
     def several(group: Array, carry: tuple) -> tuple:
-        # Adding equal small numbers to a float32 sum that grows rounds the same way every time: sum in two levels.
+        # A small number added again and again to a large float32 sum rounds the same way each time.
         state, totals = carry
         first = group * STEPS_PER_SUM
         state, added = lax.fori_loop(first, jnp.minimum(first + STEPS_PER_SUM, steps), body, (state, none))

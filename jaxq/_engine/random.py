@@ -106,7 +106,7 @@ def to_uniform(words: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def to_exponential(words: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Standard exponential, never 0: -log of the midpoints of 2^23 cells (those of 2^24 are no float32 numbers)."""
+    """Standard exponential, never 0: -log of the midpoints of 2^23 cells (float32 has not those of 2^24)."""
     return -jnp.log((words >> 9).astype(jnp.float32) * jnp.float32(2.0**-23) + jnp.float32(2.0**-24))
 
 

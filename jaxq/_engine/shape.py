@@ -30,8 +30,11 @@ class Shape:
 
 
 def padded(count: int) -> int:
-    """The smallest size of at least `count` in 32, 64, 96, 128, 192, 256, 384, 512, 768, ..."""
-    size = 32
+    """The smallest size of at least `count` in 64, 96, 128, 192, 256, 384, 512, 768, ...
+
+    Small clusters share one size, and so one compiled program.
+    """
+    size = 64
     while size < count:
         size = size * 3 // 2 if size & (size - 1) == 0 and size >= 64 else _next_power(size)
     return size

@@ -10,23 +10,28 @@ import numpy as np
 
 from .._errors import InputError
 from .._instance import Instance
+from .._policy.base import Policy
 
 EVENTS_PER_STEP = 0.5
 """Largest expected number of events on one GPU in a step of `Leap`, when it chooses its step itself."""
+
+EVENTS_PER_STEP_BUFFERED = 0.1
+"""The same for policies without a partition that let finished requests wait: whether a GPU starts a prefill
+or serves its buffer then hangs on the order of arrivals and completions, which a step does not keep."""
 
 
 class AbstractStepper(eqx.Module):
     """How one step samples what happens; the policy does not know which stepper runs it."""
 
     @abc.abstractmethod
-    def describe(self, instance: Instance) -> str:
+    def describe(self, instance: Instance, policy: Policy) -> str:
         """One line: what it is, and the step it takes on this instance."""
 
 
 class Exact(AbstractStepper):
     """The jump chain of the model, one event at a time: its exact law."""
 
-    def describe(self, instance: Instance) -> str:
+    def describe(self, instance: Instance, policy: Policy) -> str:
         return "exact jump chain"
 
 
@@ -48,10 +53,10 @@ class Leap(AbstractStepper):
         if self.dt is not None and not (np.isfinite(self.dt) and self.dt > 0):
             raise InputError(f"dt: expected a positive number of seconds, got {self.dt:g}")
 
-    def step_of(self, instance: Instance) -> float:
+    def step_of(self, instance: Instance, policy: Policy) -> float:
         """The step used on an instance, s."""
         if self.dt is None:
-            return choose_dt(instance)
+            return choose_dt(instance, policy)
         longest = 1.0 / largest_gpu_rate(instance)
         if self.dt > longest:
             raise InputError(
@@ -60,11 +65,13 @@ class Leap(AbstractStepper):
             )
         return float(self.dt)
 
-    def describe(self, instance: Instance) -> str:
-        chosen = (
-            "" if self.dt is not None else f", chosen: {EVENTS_PER_STEP:g} expected events of the busiest GPU"
+    def describe(self, instance: Instance, policy: Policy) -> str:
+        step = self.step_of(instance, policy)
+        if self.dt is not None:
+            return f"leap, dt = {step:.4g} s"
+        return (
+            f"leap, dt = {step:.4g} s, chosen: {events_per_step(policy):g} expected events of the busiest GPU"
         )
-        return f"leap, dt = {self.step_of(instance):.4g} s{chosen}"
 
 
 def largest_gpu_rate(instance: Instance) -> float:
@@ -79,6 +86,12 @@ def largest_gpu_rate(instance: Instance) -> float:
     return max(busy, batch * top(instance.mu_solo))
 
 
-def choose_dt(instance: Instance) -> float:
-    """The default step of `Leap`, s: `EVENTS_PER_STEP` over the largest total event rate of a GPU."""
-    return EVENTS_PER_STEP / largest_gpu_rate(instance)
+def events_per_step(policy: Policy) -> float:
+    """Largest expected number of events on one GPU in a step that `Leap` chooses for a policy."""
+    buffered = policy.partition is None and policy.router.buffers
+    return EVENTS_PER_STEP_BUFFERED if buffered else EVENTS_PER_STEP
+
+
+def choose_dt(instance: Instance, policy: Policy) -> float:
+    """The default step of `Leap`, s: `events_per_step` over the largest total event rate of a GPU."""
+    return events_per_step(policy) / largest_gpu_rate(instance)

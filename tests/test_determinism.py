@@ -1,0 +1,131 @@
+"""Bit-identical records whatever the number of devices and the chunking; no drift of the clock over 1e5 s."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxq._engine.record import Record
+from jaxq._engine.steppers import Exact, Leap
+
+from . import oracles
+from .conftest import cache_folder
+from .simulations import identical, run
+
+STEPPERS = {"exact": Exact(), "leap": Leap()}
+POLICY = {"exact": "gate_fcfs", "leap": "gate_and_route"}
+REPLICATIONS = 24
+
+
+def small_run(kind: str, **given) -> Record:
+    """24 replications of 20 s of the reference instance on 10 GPUs."""
+    arguments = {
+        "horizon": 20.0,
+        "warmup": 5.0,
+        "replications": REPLICATIONS,
+        "key": 3,
+        "n_windows": 4,
+    } | given
+    return run(oracles.reference_cluster().instance(), POLICY[kind], 10, stepper=STEPPERS[kind], **arguments)
+
+
+def digest(record: Record) -> str:
+    """A fingerprint of every bit of a record."""
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(record):
+        whole.update(np.ascontiguousarray(leaf).tobytes())
+    return whole.hexdigest()
+
+
+def digests_on(devices: int) -> dict[str, str]:
+    """The same runs in a fresh process with so many (forced host) devices."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.test_determinism", str(devices)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return dict(line.split() for line in answer.stdout.splitlines())
+
+
+def check_devices(devices: int) -> None:
+    assert len(jax.devices()) == 2
+    assert digests_on(devices) == {kind: digest(small_run(kind)) for kind in STEPPERS}
+
+
+def test_one_device_gives_the_bits_of_two():
+    check_devices(1)
+
+
+@pytest.mark.slow
+def test_four_devices_give_the_bits_of_two():
+    check_devices(4)
+
+
+@pytest.mark.parametrize("kind", STEPPERS)
+def test_blocks_and_splits_of_the_replications_change_no_bit(kind):
+    """Also replications 5, 6, ... alone are those of the whole run, and another key gives another run."""
+    whole = small_run(kind)
+    assert identical(whole, small_run(kind, block=8))
+    parts = [
+        small_run(kind, block=8, first=0, replications=10),
+        small_run(kind, block=8, first=10, replications=14),
+    ]
+    assert identical(whole, Record.concatenate(parts))
+    alone = small_run(kind, block=8, first=5, replications=1)
+    assert np.array_equal(alone.completions[..., 0], whole.completions[..., 5])
+    other = small_run(kind, block=8, key=4)
+    assert not np.array_equal(other.completions, whole.completions)
+    assert len(np.unique(whole.decodes_solo.sum(axis=0)[0])) == REPLICATIONS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [1, 3, 16])
+@pytest.mark.parametrize("kind", STEPPERS)
+def test_further_blocks_change_no_bit(kind, block):
+    assert identical(small_run(kind), small_run(kind, block=block))
+
+
+BUSY = oracles.one_class(arrival_rate=2.0, prefill_time=1.0, decode_time=0.5, patience_rate=0.01)
+"""One GPU that someone always waits for: about 100 in the queue, so that it prefills all the time."""
+
+
+@pytest.mark.parametrize("stepper", [Exact(), Leap(0.05)], ids=["exact", "leap"])
+def test_clock_does_not_drift_over_1e5_seconds(stepper):
+    """The GPU is always busy, so the integral of its prefills is a clock; arrivals are Poisson in every window.
+
+    False alarms: 1e-6 each, by exact laws (chi-square over 16 x 100 windows and over replications).
+    """
+    horizon = 1e5
+    record = run(
+        BUSY.instance(), "gate_and_route", 1, horizon=horizon, warmup=0.0, n_windows=100, stepper=stepper
+    )
+    assert not record.imbalance.any()
+    assert record.durations.sum() == pytest.approx(horizon, rel=1e-12)
+    busy = record.prefills[1:, 0] / record.durations[1:, None]
+    np.testing.assert_allclose(busy, 1.0, atol=2e-5)
+    np.testing.assert_allclose(busy[-10:].mean(), busy[:10].mean(), rtol=1e-5)
+    arrivals = record.arrivals[:, 0]
+    expected = 2.0 * record.durations[:, None]
+    dispersion = ((arrivals - expected) ** 2 / expected).sum()
+    low, high = stats.chi2.interval(1 - 1e-6, arrivals.size)
+    assert low < dispersion < high
+    assert abs(arrivals.sum() - expected.sum() * 16) < 4.9 * np.sqrt(expected.sum() * 16)
+    completed = record.prefills_completed.sum()
+    assert abs(completed - horizon * 16) < 4.9 * np.sqrt(horizon * 16)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+    for name in STEPPERS:
+        print(name, digest(small_run(name)))
