@@ -219,7 +219,7 @@ def _row(
         "events_per_second": float(np.median([pace.events / pace.wall for pace in paces])),
         "gpu_seconds_per_second": float(np.median([pace.gpu_seconds / pace.wall for pace in paces])),
         "bytes_per_replication": cluster.bytes_per_replication,
-        "step": step_counts(cluster.program.text()),
+        "step": step_counts(cluster.program.text() or ""),
     }
 
 

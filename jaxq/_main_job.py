@@ -74,7 +74,7 @@ FULL = Effort(
 )
 """Half-widths of about 0.1 % of the revenue on the reference instance; within 8 minutes on two cores."""
 
-QUICK = Effort("quick", (Size(20, 256), Size(50, 256)), horizon=350.0, warmup=150.0)
+QUICK = Effort("quick", (Size(20, 192), Size(50, 192)), horizon=320.0, warmup=120.0)
 """Half-widths of about 0.25 % of the revenue on the reference instance; within 90 s on two cores."""
 
 

@@ -102,7 +102,7 @@ BUSY = oracles.one_class(arrival_rate=2.0, prefill_time=1.0, decode_time=0.5, pa
 
 @pytest.mark.parametrize("stepper", [Exact(), Leap(0.05)], ids=["exact", "leap"])
 def test_clock_does_not_drift_over_1e5_seconds(stepper):
-    """The GPU is always busy, so the integral of its prefills is a clock; arrivals are Poisson in every window.
+    """The GPU is always busy, so its integral of prefills is a clock; arrivals are Poisson in every window.
 
     False alarms: 1e-6 each, by exact laws (chi-square over 16 x 100 windows and over replications).
     """

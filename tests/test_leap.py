@@ -1,7 +1,7 @@
 """The leap stepper: its counts' laws, its bias to first order in the step, and the corners that suit it.
 
-Seeds are fixed; each test would fail by chance about once in a million new seeds (limits of 5 standard errors,
-or a chi-square test at 1e-6).
+Seeds are fixed; with new ones each test would fail by chance about once in a million (limits of 5 standard
+errors, or a chi-square test at 1e-6).
 """
 
 from __future__ import annotations
