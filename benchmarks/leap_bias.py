@@ -208,9 +208,9 @@ def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], machine: str,
         "",
         "Bundled revenue with `Leap` at its default step less that with `Exact`, in % of R*, with 95 % "
         "intervals.",
-        f"The default step is {EVENTS_PER_STEP:g} over the largest total event rate of a GPU: "
+        f"The default step is {EVENTS_PER_STEP:g} over the largest total event rate of a GPU ("
         + ", ".join(f"{step} on `{name}`" for name, step in steps.items())
-        + f"; {EVENTS_PER_STEP_BUFFERED:g} over it for a policy that has buffers and no partition (`gate_fcfs`).",
+        + f"), and {EVENTS_PER_STEP_BUFFERED:g} over it for a policy with buffers and no partition (`gate_fcfs`).",
         "",
         f"Largest: {_cell(worst)} % ({worst.policy} on `{worst.instance}`, n = {worst.n_gpus}). The limit "
         "that the default step is chosen for is 0.2 %.",
@@ -247,9 +247,7 @@ def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], machine: str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the page when nothing was left out."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.leap_bias", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.leap_bias", description="The bias of Leap.")
     parser.add_argument("--instances", default=",".join(INSTANCES), help="which, by name")
     parser.add_argument("--gpus", default="50,500", help="which sizes")
     parser.add_argument("--policies", default="", help="which; all when left out")

@@ -109,7 +109,8 @@ class ClusterEngine(eqx.Module):
         lumped = ", solo group lumped" if shape.partitioned else ""
         devices = jax.devices()
         kind = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
-        return f"cluster engine, {self.stepper.describe(instance, policy)}; {shape.gpus} GPU states{lumped}; {kind}"
+        stepper = self.stepper.describe(instance, policy)
+        return f"cluster engine, {stepper}; {shape.gpus} GPU states{lumped}; {kind}"
 
     def memory(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Bytes that one call holds on all devices together, about."""

@@ -246,9 +246,9 @@ class Chain(eqx.Module):
     def gate(self, state: LeapState, happened: Happened, code: Array, rand: Callable) -> LeapState:
         """Start prefills, one decision after another.
 
-        Events of a step happen in random order, so a decision must not know the prefills that complete after it:
-        each turn is one of them (on a GPU that cannot start another), or a decision at a GPU whose own prefill has
-        just completed, or a decision at another GPU.
+        Events of a step happen in random order, so a decision must not know the prefills that complete
+        after it: each turn is one of them (on a GPU that cannot start another), or a decision at a GPU
+        whose own prefill has just completed, or a decision at another GPU.
         """
         words = rand(Purpose.GATE)
         can_start = self.can_start(state)
@@ -288,8 +288,8 @@ class Chain(eqx.Module):
     ) -> tuple:
         """One turn of the gate: reveal a completed prefill, decide, or both.
 
-        `levels` are those after all completions; `hidden` holds the completions yet to come in this step, on GPUs
-        that cannot and that can start a prefill.
+        `levels` are those after all completions; `hidden` holds the completions yet to come in this step,
+        on GPUs that cannot and that can start a prefill.
         """
         classes = self.shape.classes
         elsewhere, here = hidden
@@ -350,7 +350,8 @@ class Chain(eqx.Module):
         finished, words = happened.finished, rand(Purpose.ROUTE)
         if self.policy.router.buffers:
             if not self.shape.partitioned:
-                # The slot that a finished prefill leaves free counts as free for its request, ahead of the buffer.
+                # The slot that a finished prefill leaves free counts as free for its request, ahead of the
+                # buffer.
                 ahead = self.once(self.finished_where(room, happened, code))
                 placed = self.route_finished(placed, ahead, words)
                 finished, words = finished - ahead, rand(Purpose.SOLO)
