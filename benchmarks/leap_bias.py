@@ -210,7 +210,7 @@ def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], machine: str,
         "intervals.",
         f"The default step is {EVENTS_PER_STEP:g} over the largest total event rate of a GPU ("
         + ", ".join(f"{step} on `{name}`" for name, step in steps.items())
-        + f"), and {EVENTS_PER_STEP_BUFFERED:g} over it for a policy with buffers and no partition (`gate_fcfs`).",
+        + f"), {EVENTS_PER_STEP_BUFFERED:g} over it with buffers and no partition (`gate_fcfs`).",
         "",
         f"Largest: {_cell(worst)} % ({worst.policy} on `{worst.instance}`, n = {worst.n_gpus}). The limit "
         "that the default step is chosen for is 0.2 %.",

@@ -259,11 +259,12 @@ class _Windows:
     @classmethod
     def plan(cls, instance: Instance, n_gpus: int, horizon: float, warmup: float, measured: int) -> _Windows:
         length = (horizon - warmup) / measured
-        before = math.ceil(warmup / length - 1e-9)
+        before = min(measured, math.ceil(warmup / length - 1e-9))
+        longest = max(length, warmup / before) if before else length
         # Each request makes at most four events: arrival, two completions or an abandonment, and a null
         # event.
         rate = 4 * n_gpus * float(np.sum(instance.workload.arrival_rate))
-        parts = max(1, math.ceil(length * rate / EVENTS_PER_WINDOW))
+        parts = max(1, math.ceil(longest * rate / EVENTS_PER_WINDOW))
         lengths = (warmup / before,) * before if before else ()
         return cls(lengths=lengths + (length,) * measured, warmup=before, parts=parts)
 
