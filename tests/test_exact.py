@@ -68,10 +68,10 @@ def disagreements(
 
 @functools.cache
 def tiny(policy: str) -> tuple[dict[str, np.ndarray], oracles.Averages]:
-    """The tiny system of two GPUs: 1024 replications of 300 s, and its law (queues cut at 6)."""
+    """The tiny system of two GPUs: 1024 replications of 200 s, and its law (queues cut at 6)."""
     cluster = oracles.tiny_cluster()
     instance = cluster.instance()
-    record = run(instance, policy, 2, horizon=310.0, warmup=10.0, replications=REPLICATIONS, key=11)
+    record = run(instance, policy, 2, horizon=210.0, warmup=10.0, replications=REPLICATIONS, key=11)
     assert not record.imbalance.any()
     return averages(record, instance), oracles.stationary(cluster, policy, 2, queue_limit=6)
 

@@ -190,7 +190,7 @@ def check_bookkeeping(taken: Snapshot, instance: Instance, policy: Policy, n_gpu
 def test_path_keeps_the_rules(kind, name):
     stepper = Exact() if kind == "exact" else Leap()
 
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(cluster=clusters(), n_gpus=st.integers(1, 20), seed=st.integers(0, 2**31 - 1))
     def check(cluster: oracles.Cluster, n_gpus: int, seed: int) -> None:
         instance = cluster.instance()

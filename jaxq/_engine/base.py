@@ -99,8 +99,9 @@ class Totals(eqx.Module):
     def zeros(cls, n_classes: int, replications: int) -> Totals:
         """Nothing counted yet."""
         count = jnp.zeros((n_classes, replications), jnp.int32)
-        integral = jnp.zeros((n_classes, replications), jnp.float32)
-        return cls(*([count] * 5), *([integral] * 5), jnp.zeros(replications, jnp.int32))
+        time = jnp.zeros((n_classes, replications), jnp.float32)
+        events = jnp.zeros(replications, jnp.int32)
+        return cls(count, count, count, count, count, time, time, time, time, time, events)
 
 
 class Levels(eqx.Module):

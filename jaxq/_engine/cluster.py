@@ -129,7 +129,7 @@ class ClusterEngine(eqx.Module):
     def compiled_text(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> str:
         """The optimised program (HLO) that advances a block, for counting what a step compiles to."""
         block = self._block(instance, policy, n_gpus, replications)
-        return self._program(instance, policy, n_gpus, block).text()
+        return self._program(instance, policy, n_gpus, block).text() or ""
 
     def _bytes(self, shape: Shape, buffers: int) -> int:
         small = 4 * shape.classes * (16 + buffers) + 64
@@ -224,7 +224,11 @@ def _check_status(status: jax.Array, first: int) -> None:
 def _summed(parts: list[Totals]) -> dict[str, np.ndarray]:
     """Totals of a window, added up in float64."""
     names = (*COUNTS, *INTEGRALS, "events")
-    return {name: sum(np.asarray(getattr(part, name), np.float64) for part in parts) for name in names}
+    # One after another, so that the sum is the same however the parts were computed.
+    return {
+        name: functools.reduce(np.add, [np.asarray(getattr(part, name), np.float64) for part in parts])
+        for name in names
+    }
 
 
 def _record(

@@ -648,8 +648,9 @@ def advance(
     """Run every replication through `steps` steps of `dt` seconds."""
     none = Totals.zeros(chain.shape.classes, chain.keys.shape[1])
 
-    def body(index: Array, carry: tuple) -> tuple:
-        return chain.step(*carry, window, index, dt)
+    def body(index: Array, carry: tuple[LeapState, Totals]) -> tuple:
+        state, totals = carry
+        return chain.step(state, totals, window, index, dt)
 
     def several(group: Array, carry: tuple) -> tuple:
         # A small number added again and again to a large float32 sum rounds the same way each time.

@@ -94,7 +94,8 @@ def stream(
     index = index.astype(jnp.uint32)
     if generator == "threefry":
         a, b, c, d = jnp.broadcast_arrays(first, second, tag, index)
-        return Stream(*threefry2x32_p.bind(a, b, c, d), generator)
+        one, two = threefry2x32_p.bind(a, b, c, d)
+        return Stream(one, two, generator)
     x = _mix(index * jnp.uint32(_GOLDEN) ^ first, tag)
     y = _mix(x ^ second, tag ^ jnp.uint32(0xA511E9B3))
     return Stream(x, _mix(y + index, first), generator)
