@@ -103,7 +103,7 @@ MUTATIONS = (
         "jaxq/_engine/exact.py",
         "gpu_set.member(state.start, self.settle(to_index(rand.words(4), idle)))",
         "gpu_set.member(state.start, self.settle(0 * to_index(rand.words(4), idle)))",
-        (f"{TINY}[sarathi]",),
+        ("tests/test_properties.py::test_gpus_are_chosen_uniformly[exact]",),
     ),
     Mutation(
         "capacity: no slot reserved in the mixed group",

@@ -86,12 +86,17 @@ def unpacked(state: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def path(
-    instance: Instance, policy: Policy, n_gpus: int, stepper: AbstractStepper, seed: int
+    instance: Instance,
+    policy: Policy,
+    n_gpus: int,
+    stepper: AbstractStepper,
+    seed: int,
+    replications: int = REPLICATIONS,
 ) -> list[Snapshot]:
     """The engine's state after each of a few windows of growing length."""
     engine = ClusterEngine(stepper)
-    program = engine._program(instance, policy, n_gpus, REPLICATIONS)
-    keys = jax.device_put(replication_keys(jax.random.key(seed), 0, REPLICATIONS), program.sharding(1))
+    program = engine._program(instance, policy, n_gpus, replications)
+    keys = jax.device_put(replication_keys(jax.random.key(seed), 0, replications), program.sharding(1))
     fixed = (
         jax.tree.leaves(device_policy(policy)),
         numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus)),
@@ -219,3 +224,18 @@ def check_bound(taken: Snapshot, cluster: oracles.Cluster, n_gpus: int) -> None:
         error = revenue.std(ddof=1) / np.sqrt(REPLICATIONS)
         bound = oracles.plan(cluster, scheme).value
         assert revenue.mean() <= bound * (1 + 1e-6) + stats.t.isf(1e-8, REPLICATIONS - 1) * error
+
+
+@pytest.mark.parametrize("stepper", [Exact(), Leap()], ids=["exact", "leap"])
+def test_gpus_are_chosen_uniformly(stepper):
+    """Where a cluster holds one prefill, or one decode, any of its ten GPUs holds it (chi-square at 1e-6)."""
+    cluster = oracles.tiny_cluster(
+        prompt_tokens=[9000.0, 12000.0], arrival_rate=[0.02, 0.02], patience_rate=[0.1, 0.1], batch_size=4
+    )
+    instance = cluster.instance()
+    policy = load_policy("gate_fcfs", instance)
+    taken = path(instance, policy, 10, stepper, seed=7, replications=1024)[-1]
+    for held in (taken.prefill > 0, taken.decodes.sum(axis=0)):
+        lone = held[held.sum(axis=1) == 1][:, :10].sum(axis=0)
+        assert lone.sum() > 200
+        assert stats.chisquare(lone).pvalue > 1e-6
