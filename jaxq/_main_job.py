@@ -74,7 +74,9 @@ FULL = Effort(
 )
 """Half-widths of about 0.1 % of the revenue on the reference instance; within 8 minutes on two cores."""
 
-QUICK = Effort("quick", (Size(20, 192), Size(50, 192)), horizon=320.0, warmup=120.0)
+QUICK = Effort(
+    "quick", (Size(20, 128), Size(50, 128)), horizon=300.0, warmup=120.0, path_horizon=150.0, path_windows=150
+)
 """Half-widths of about 0.25 % of the revenue on the reference instance; within 90 s on two cores."""
 
 
