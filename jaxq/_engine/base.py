@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -128,6 +129,20 @@ class Levels(eqx.Module):
             idle_prefill_slots=idle,
             available=jnp.stack(rows),
         )
+
+
+def integrate(totals: Totals, levels: Levels, elapsed: Float[Array, "*#replications"]) -> Totals:
+    """The totals after `elapsed` seconds in a state."""
+    waiting = levels.decode_queue
+    queued = class_sum(waiting) if waiting.shape[0] else jnp.zeros_like(levels.prefills)
+    return dataclasses.replace(
+        totals,
+        prefills=totals.prefills + elapsed * levels.prefills,
+        decodes_mixed=totals.decodes_mixed + elapsed * levels.decodes_mixed,
+        decodes_solo=totals.decodes_solo + elapsed * levels.decodes_solo,
+        prefill_queue=totals.prefill_queue + elapsed * levels.prefill_queue,
+        decode_queue=totals.decode_queue + elapsed * queued,
+    )
 
 
 def gpu_pools(policy: Policy) -> tuple[Pool, ...]:

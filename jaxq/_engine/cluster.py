@@ -18,7 +18,7 @@ from .._errors import InputError, SimulationError
 from .._instance import Instance
 from .._policy.base import Policy
 from . import exact, leap
-from .base import Totals, device_policy, numbers_of
+from .base import Numbers, Totals, device_policy, numbers_of
 from .random import Generator, replication_keys
 from .record import Record
 from .shape import Shape, shape_of
@@ -372,9 +372,7 @@ def _spec(axis: int) -> PartitionSpec:
     return PartitionSpec(*([None] * axis), "replications")
 
 
-def _numbers_like(classes: int) -> Any:
-    from .base import Numbers
-
+def _numbers_like(classes: int) -> Numbers:
     one, column = jnp.zeros(1, jnp.int32), jnp.zeros((classes, 1), jnp.float32)
     return Numbers(one, one, one, column, column, column, column, column)
 

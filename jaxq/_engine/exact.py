@@ -24,6 +24,7 @@ from .base import (
     compute_once,
     draw,
     gpu_pools,
+    integrate,
     one_hot,
 )
 from .random import Generator, Purpose, stream, to_exponential, to_index
@@ -167,7 +168,7 @@ class Chain(eqx.Module):
         is_internal = active & ~is_arrival & (hold < left)
         elapsed = jnp.where(active, jnp.minimum(jnp.minimum(state.next_arrival, hold), left), 0.0)
         clock = jnp.where(is_arrival | is_internal, clock + elapsed, jnp.where(active, length, clock))
-        totals = _integrate(totals, state.levels, elapsed)
+        totals = integrate(totals, state.levels, elapsed)
         state = replace(state, next_arrival=state.next_arrival - elapsed)
         is_arrival, is_internal, elapsed = self.settle((is_arrival, is_internal, elapsed))
 
@@ -457,20 +458,6 @@ class _Kinds(eqx.Module):
             is_decode=self.is_decode & accepted,
             is_null=self.is_decode & ~accepted,
         )
-
-
-def _integrate(totals: Totals, levels: Levels, elapsed: Float[Array, " replications"]) -> Totals:
-    """Add the time spent in the present state."""
-    waiting = levels.decode_queue
-    queued = class_sum(waiting) if waiting.shape[0] else jnp.zeros_like(levels.prefills)
-    return replace(
-        totals,
-        prefills=totals.prefills + elapsed * levels.prefills,
-        decodes_mixed=totals.decodes_mixed + elapsed * levels.decodes_mixed,
-        decodes_solo=totals.decodes_solo + elapsed * levels.decodes_solo,
-        prefill_queue=totals.prefill_queue + elapsed * levels.prefill_queue,
-        decode_queue=totals.decode_queue + elapsed * queued,
-    )
 
 
 def _take(items: Array, rows: Index, place: Index) -> Index:

@@ -31,6 +31,7 @@ from .base import (
     compute_once,
     draw,
     gpu_pools,
+    integrate,
     one_hot,
 )
 from .random import Generator, Purpose, Stream, stream, to_index, to_uniform
@@ -122,7 +123,7 @@ class Chain(eqx.Module):
         def rand(purpose: Purpose) -> Stream:
             return stream(self.keys, purpose, window, index, self.generator)
 
-        totals = _integrate(totals, state.levels, dt)
+        totals = integrate(totals, state.levels, dt)
         code = self.gpu_events(state, rand(Purpose.GPU), dt)
         happened = self.count_events(state, code, rand, dt)
         state = self.apply(state, code, happened)
@@ -575,19 +576,6 @@ def _diagonal(amounts: PerClass) -> list[PerClass]:
     """One row of amounts for each class, zero but for that class."""
     rows = jnp.arange(amounts.shape[0])[:, None]
     return [jnp.where(rows == c, amounts, 0) for c in range(amounts.shape[0])]
-
-
-def _integrate(totals: Totals, levels: Levels, dt: Float[Array, ""]) -> Totals:
-    waiting = levels.decode_queue
-    queued = class_sum(waiting) if waiting.shape[0] else jnp.zeros_like(levels.prefills)
-    return replace(
-        totals,
-        prefills=totals.prefills + dt * levels.prefills,
-        decodes_mixed=totals.decodes_mixed + dt * levels.decodes_mixed,
-        decodes_solo=totals.decodes_solo + dt * levels.decodes_solo,
-        prefill_queue=totals.prefill_queue + dt * levels.prefill_queue,
-        decode_queue=totals.decode_queue + dt * queued,
-    )
 
 
 def _count(totals: Totals, happened: Happened) -> Totals:
