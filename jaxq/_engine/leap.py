@@ -8,6 +8,7 @@ GPUs are chosen afterwards for all of them at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from .._policy.base import Policy, Pool
+from .._policy.base import Observation, Policy, Pool
 from . import counts
 from .base import (
     Levels,
@@ -36,6 +37,7 @@ from .base import (
 )
 from .random import Generator, Purpose, Stream, stream, to_index, to_uniform
 from .shape import Shape
+from .turns import Decision, join, split, take_turns
 
 WORD = 32
 
@@ -75,16 +77,40 @@ class Happened(eqx.Module):
     ended_solo: PerClass
 
 
-class Placed(eqx.Module):
-    """Decisions on finished and waiting requests: how many of each class go to each pool of GPUs, by
-    `Chain.atoms`."""
+class Starting(eqx.Module):
+    """The gate's decisions so far in a step.
 
-    levels: Levels
-    solo: PerClass
-    own: PerClass
+    - `prefills`, `prefill_queue`: as after all completions of the step.
+    - `left`: GPUs at which a decision is still to be taken.
+    - `here`, `elsewhere`: completed prefills that no decision knows yet, on GPUs that can and that cannot
+      start another; under a partition there are none of the second kind.
+    """
+
+    prefills: PerClass
+    prefill_queue: PerClass
+    left: PerReplication
+    here: PerClass
+    elsewhere: PerClass | None
+
+
+class Placing(eqx.Module):
+    """Decisions so far on finished and waiting requests, in numbers.
+
+    - `left`: finished requests still to be placed.
+    - `decodes_solo`, `decode_queue`: as in `Levels`; `solo`: decodes of the solo group, if there is one.
+    - `own`, `own_room`: requests that stay on their own GPU and how many more can, if the router asks.
+    - `atoms`, `room`: requests sent to each of `Chain.atoms`, and GPUs there that can take one more.
+    - `status`: 1 once the router had no place for a request.
+    """
+
+    left: PerClass
+    decodes_solo: PerClass
+    decode_queue: Int[Array, "buffers classes replications"]
+    solo: PerClass | None
+    own: PerClass | None
+    own_room: PerClass | None
     atoms: Int[Array, "atoms classes replications"]
     room: Int[Array, "atoms replications"]
-    own_room: PerClass
     status: PerReplication
 
 
@@ -255,21 +281,20 @@ class Chain(eqx.Module):
         can_start = self.can_start(state)
         idle_here = self.once(_bits(can_start))
         idle, before = self.once((_size(idle_here), state.levels))
-        there = self.once(self.finished_where(can_start, happened, code))
-        hidden = (happened.finished - there, there)
-
-        def undecided(carry: tuple) -> Array:
-            _, levels, left, _ = carry
-            return jnp.any((left > 0) & (class_sum(levels.prefill_queue) > 0))
-
-        _, levels, _, _ = lax.while_loop(
-            undecided, lambda carry: self.decide(words, *carry), (jnp.int32(0), before, idle, hidden)
+        here = self.once(self.finished_where(can_start, happened, code))
+        start = Starting(
+            prefills=before.prefills,
+            prefill_queue=before.prefill_queue,
+            left=idle,
+            here=here,
+            elsewhere=None if self.shape.partitioned else happened.finished - here,
         )
-        started = levels.prefills - before.prefills
-        chosen = self.choose(idle_here, idle, started, rand(Purpose.PLACE).words(0))
+        end = take_turns(lambda turn, now: self.propose_start(words, turn, now, before), self.start, start)
+        chosen = self.choose(idle_here, idle, end.prefills - before.prefills, rand(Purpose.PLACE).words(0))
         prefill = state.prefill
         for c in range(self.shape.classes):
             prefill = jnp.where(chosen[c], jnp.asarray(c + 1, prefill.dtype), prefill)
+        levels = replace(before, prefills=end.prefills, prefill_queue=end.prefill_queue)
         return replace(state, prefill=self.once(prefill), levels=levels)
 
     def finished_where(self, mask: Mask, happened: Happened, code: Array) -> PerClass:
@@ -279,42 +304,43 @@ class Chain(eqx.Module):
         classes = self.shape.classes
         return _tally(jnp.where(mask & (code > classes), code - classes, 0), classes)
 
-    def decide(
-        self,
-        words: Stream,
-        turn: Array,
-        levels: Levels,
-        left: PerReplication,
-        hidden: tuple[PerClass, PerClass],
-    ) -> tuple:
-        """One turn of the gate: reveal a completed prefill, decide, or both.
-
-        `levels` are those after all completions; `hidden` holds the completions yet to come in this step,
-        on GPUs that cannot and that can start a prefill.
-        """
-        classes = self.shape.classes
-        elsewhere, here = hidden
-        others = jnp.maximum(left - class_sum(here), 0)
-        kinds = [here, others[None]] if self.shape.partitioned else [here, others[None], elsewhere]
-        rows = jnp.concatenate(kinds).astype(jnp.float32)
-        index = self.once(draw(rows, words.uniforms(2 * turn))[0])
-        undecided = left > 0
-        here = here - one_hot(index, classes, undecided)
-        decides = undecided & (index <= classes)
-        if not self.shape.partitioned:
-            elsewhere = elsewhere - one_hot(index - classes - 1, classes, undecided)
-        seen = replace(levels, prefills=levels.prefills + here + elsewhere)
-        observation = seen.observe(self.numbers, left, self.no_available())
+    def propose_start(self, words: Stream, turn: Array, now: Starting, before: Levels) -> Decision:
+        """One turn of the gate: the completed prefill that it reveals, and the class that it starts."""
+        kinds = [*now.here, jnp.maximum(now.left - class_sum(now.here), 0)]
+        if now.elsewhere is not None:
+            kinds += [*now.elsewhere]
+        weights = [kind.astype(jnp.float32) for kind in kinds]
+        event = self.once(draw(weights, words.uniforms(2 * turn))[0])
+        now = self.reveal(now, event)
+        hidden = now.here if now.elsewhere is None else now.here + now.elsewhere
+        seen = replace(before, prefills=now.prefills + hidden, prefill_queue=now.prefill_queue)
+        observation = seen.observe(self.numbers, now.left, self.no_available())
         choice = choose_start(self.policy, observation, words.uniforms(2 * turn + 1))
-        started, refused = self.once((one_hot(choice, classes, decides), decides & (choice == classes)))
-        levels = replace(
-            levels,
-            prefills=levels.prefills + started,
-            prefill_queue=levels.prefill_queue - started,
-        )
+        return join([event, choice], where=(now.left > 0) & (class_sum(now.prefill_queue) > 0))
+
+    def reveal(self, now: Starting, event: PerReplication) -> Starting:
+        """Count one completed prefill as known."""
+        classes = self.shape.classes
+        now = replace(now, here=now.here - one_hot(event, classes))
+        if now.elsewhere is None:
+            return now
+        return replace(now, elsewhere=now.elsewhere - one_hot(event - classes - 1, classes))
+
+    def start(self, now: Starting, decision: Decision) -> Starting:
+        """The effect of one turn of the gate."""
+        classes = self.shape.classes
+        event, choice = split(decision, 2)
+        now = self.reveal(now, event)
+        decides = event <= classes
+        started = one_hot(choice, classes, decides)
         # A gate that starts nothing is not asked again in this step.
-        left = jnp.where(refused, 0, left - decides.astype(jnp.int32))
-        return turn + 1, levels, left, (elsewhere, here)
+        refused = decides & (choice == classes)
+        return replace(
+            now,
+            prefills=now.prefills + started,
+            prefill_queue=now.prefill_queue - started,
+            left=jnp.where(refused, 0, now.left - decides.astype(jnp.int32)),
+        )
 
     def no_available(self) -> list[Array]:
         """Room by pool as gates see it in this stepper: not counted, one each."""
@@ -338,26 +364,31 @@ class Chain(eqx.Module):
         own_inside = [self.once(_bits(mask & room)) for mask in finished_class] if has_own else []
         replications = self.keys.shape[1]
         none = jnp.zeros((classes, replications), jnp.int32)
-        placed = Placed(
-            levels=state.levels,
-            solo=state.solo,
-            own=none,
+        start = Placing(
+            left=happened.finished,
+            decodes_solo=state.levels.decodes_solo,
+            decode_queue=state.levels.decode_queue,
+            solo=state.solo if self.shape.partitioned else None,
+            own=none if has_own else None,
+            own_room=jnp.stack([_size(words) for words in own_inside]) if has_own else None,
             atoms=jnp.zeros((len(self.atoms), classes, replications), jnp.int32),
             room=jnp.stack([_size(words) for words in inside]) if inside else none[:0],
-            own_room=jnp.stack([_size(words) for words in own_inside]) if has_own else none,
             status=state.status,
         )
-        placed = start = self.once(placed)
-        finished, words = happened.finished, rand(Purpose.ROUTE)
+        start = self.once(start)
+        place = functools.partial(self.place_finished, levels=state.levels)
         if self.policy.router.buffers:
+            placed, words = start, rand(Purpose.ROUTE)
             if not self.shape.partitioned:
                 # The slot that a finished prefill leaves free counts as free for its request, ahead of the
                 # buffer.
                 ahead = self.once(self.finished_where(room, happened, code))
-                placed = self.route_finished(placed, ahead, words)
-                finished, words = finished - ahead, rand(Purpose.SOLO)
-            placed = self.admit_waiting(placed, rand(Purpose.ADMISSION))
-        placed = self.route_finished(placed, finished, words)
+                placed = place(replace(placed, left=ahead), words)
+                placed, words = replace(placed, left=start.left - ahead), rand(Purpose.SOLO)
+            placed = self.admit_waiting(placed, state.levels, rand(Purpose.ADMISSION))
+            placed = place(placed, words)
+        else:
+            placed = place(start, rand(Purpose.ROUTE))
         decodes = state.decodes
         places = rand(Purpose.PLACE)
         sets = list(zip(inside, placed.atoms, start.room, strict=True))
@@ -366,126 +397,122 @@ class Chain(eqx.Module):
         for k, (words, amounts, size) in enumerate(sets):
             chosen = self.choose(words, size, amounts, places.words(1 + k))
             decodes = self.once(_added(decodes, chosen))
-        return replace(state, decodes=decodes, levels=placed.levels, solo=placed.solo, status=placed.status)
+        levels = replace(state.levels, decodes_solo=placed.decodes_solo, decode_queue=placed.decode_queue)
+        solo = state.solo if placed.solo is None else placed.solo
+        return replace(state, decodes=decodes, levels=levels, solo=solo, status=placed.status)
 
-    def solo_room(self, placed: Placed) -> PerReplication:
+    def solo_room(self, placed: Placing) -> PerReplication:
         """Free decode slots of the solo group."""
         return self.numbers.solo_capacity - class_sum(placed.solo)
 
-    def available(self, placed: Placed, own: PerReplication) -> list[Array]:
-        """Room in each pool of the router."""
+    def observe(self, placed: Placing, levels: Levels, own: PerReplication | None) -> Observation:
+        """What the router sees; `own`: room on the request's own GPU."""
         rooms = dict(zip(self.atoms, placed.room, strict=True))
         rows = []
         for pool in self.policy.router.pools:
             if pool is Pool.OWN:
-                rows.append(own)
+                rows.append(jnp.zeros_like(placed.status) if own is None else own)
             elif pool is Pool.SOLO:
                 rows.append(self.solo_room(placed))
             else:
-                rows.append(rooms[pool] if pool in rooms else jnp.ones_like(own))
-        return rows
+                rows.append(rooms[pool] if pool in rooms else jnp.ones_like(placed.status))
+        seen = replace(levels, decodes_solo=placed.decodes_solo, decode_queue=placed.decode_queue)
+        return seen.observe(self.numbers, jnp.zeros_like(placed.status), rows)
 
-    def add(self, placed: Placed, request: PerClass, pool_room: Array, where: Array) -> Placed:
-        """Place one request on a GPU of the atoms marked in `pool_room` (drawn in proportion to their
-        GPUs)."""
-        added = jnp.where(where, request, 0)
-        levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + added)
-        atoms = placed.atoms + pool_room[:, None, :] * added[None]
-        room = placed.room - pool_room * where.astype(jnp.int32)
-        return replace(placed, levels=levels, atoms=atoms, room=room)
+    def to_atom(self, placed: Placing, request: PerClass, atom: Array) -> Placing:
+        """Start a decode on a GPU of an atom (indicators `request` and `atom`)."""
+        return replace(
+            placed,
+            decodes_solo=placed.decodes_solo + request * class_sum(atom),
+            atoms=placed.atoms + atom[:, None, :] * request[None],
+            room=placed.room - atom,
+        )
 
-    def pick_atom(self, placed: Placed, uniform: Array) -> Array:
-        """Indicator of one atom, in proportion to its GPUs with room."""
-        if len(self.atoms) == 1:
-            return jnp.ones_like(placed.room)
-        index, _ = draw(placed.room.astype(jnp.float32), uniform)
-        return one_hot(index, len(self.atoms))
+    def to_solo(self, placed: Placing, request: PerClass, where: Array) -> Placing:
+        """Start a decode in the solo group."""
+        entered = jnp.where(where, request, 0)
+        return replace(placed, decodes_solo=placed.decodes_solo + entered, solo=placed.solo + entered)
 
-    def admit_waiting(self, placed: Placed, words: Stream) -> Placed:
+    def place_finished(self, placed: Placing, words: Stream, levels: Levels) -> Placing:
+        """Place the requests that finished prefill, in random order."""
+        classes, pools = self.shape.classes, self.policy.router.pools
+
+        def propose(turn: Array, placed: Placing) -> Decision:
+            weights = [left.astype(jnp.float32) for left in placed.left]
+            request_class, total = draw(weights, words.uniforms(2 * turn))
+            own = None
+            if placed.own_room is not None:
+                own = class_sum(one_hot(request_class, classes) * placed.own_room)
+            seen = self.observe(placed, levels, own)
+            choice = choose_pool(self.policy, seen, request_class, words.uniforms(2 * turn + 1))
+            return join([request_class, choice], where=total > 0)
+
+        def apply(placed: Placing, decision: Decision) -> Placing:
+            request_class, choice = split(decision, 2)
+            request = one_hot(request_class, classes)
+            status = jnp.where((choice == len(pools)) & (decision >= 0), 1, placed.status)
+            placed = replace(placed, left=placed.left - request, status=status)
+            if placed.own is not None:
+                own = jnp.where(choice == pools.index(Pool.OWN), request, 0)
+                placed = replace(
+                    placed,
+                    decodes_solo=placed.decodes_solo + own,
+                    own=placed.own + own,
+                    own_room=placed.own_room - own,
+                )
+            if Pool.SOLO in pools:
+                placed = self.to_solo(placed, request, choice == pools.index(Pool.SOLO))
+            waits = [jnp.where(choice == pools.index(b), request, 0) for b in self.policy.router.buffers]
+            if waits:
+                placed = replace(placed, decode_queue=placed.decode_queue + jnp.stack(waits))
+            never = jnp.zeros_like(choice)
+            marks = [choice == pools.index(a) if a in pools else never for a in self.atoms]
+            if marks:
+                placed = self.to_atom(placed, request, jnp.stack(marks).astype(jnp.int32))
+            return placed
+
+        return take_turns(propose, apply, placed)
+
+    def admit_waiting(self, placed: Placing, levels: Levels, words: Stream) -> Placing:
         """Waiting requests take free slots, each drawn as the policy says, until slots or requests run
         out."""
         groups = [Pool.MIXED, Pool.SOLO] if self.shape.partitioned else [Pool.MIXED]
+        buffers, classes = placed.decode_queue.shape[:2]
 
-        def weights(placed: Placed) -> tuple[list[Array], list[Array]]:
-            available = self.available(placed, jnp.zeros_like(placed.status))
-            seen = placed.levels.observe(self.numbers, jnp.zeros_like(placed.status), available)
-            drawn = [self.policy.router.admission(seen, group) for group in groups]
-            free = [jnp.sum(placed.room, axis=0), self.solo_room(placed)]
+        def propose(turn: Array, placed: Placing) -> Decision:
+            seen = self.observe(placed, levels, None)
+            weights = [self.policy.router.admission(seen, group) for group in groups]
+            rows = [[weight[b, c] for b in range(buffers) for c in range(classes)] for weight in weights]
+            free = [class_sum(placed.room)]
+            if self.shape.partitioned:
+                free.append(self.solo_room(placed))
             usable = [
-                jnp.where(jnp.sum(weight, axis=(0, 1)) > 0, slots, 0).astype(jnp.float32)
-                for weight, slots in zip(drawn, free, strict=False)
+                jnp.where(class_sum(row) > 0, slots, 0).astype(jnp.float32)
+                for row, slots in zip(rows, free, strict=True)
             ]
-            return drawn, usable
+            group, total = draw(usable, words.uniforms(3 * turn))
+            chosen = [
+                jnp.where(group == 0, first, last) for first, last in zip(rows[0], rows[-1], strict=True)
+            ]
+            index, _ = draw(chosen, words.uniforms(3 * turn + 1))
+            atom = jnp.zeros_like(index)
+            if len(self.atoms) > 1:
+                atom, _ = draw(
+                    [room.astype(jnp.float32) for room in placed.room], words.uniforms(3 * turn + 2)
+                )
+            waiting = class_sum([class_sum(queue) for queue in placed.decode_queue])
+            return join([index, group, atom], where=(total > 0) & (waiting > 0))
 
-        def pending(carry: tuple) -> Array:
-            _, placed = carry
-            waiting = jnp.sum(placed.levels.decode_queue, axis=(0, 1)) > 0
-            return jnp.any(waiting & (sum(weights(placed)[1]) > 0))
-
-        def admit(carry: tuple) -> tuple:
-            turn, placed = carry
-            drawn, usable = self.once(weights(placed))
-            group, total = draw(jnp.stack(usable), words.uniforms(3 * turn))
-            weight = drawn[0]
-            if len(groups) > 1:
-                weight = jnp.where(group == 1, drawn[1], drawn[0])
-            buffers, classes = weight.shape[:2]
-            index, _ = draw(weight.reshape(buffers * classes, -1), words.uniforms(3 * turn + 1))
-            taken = one_hot(index, buffers * classes, total > 0).reshape(buffers, classes, -1)
-            taken, group = self.once((taken, group))
-            request = jnp.sum(taken, axis=0)
-            levels = replace(placed.levels, decode_queue=placed.levels.decode_queue - taken)
-            placed = replace(placed, levels=levels)
-            if len(groups) > 1:
+        def apply(placed: Placing, decision: Decision) -> Placing:
+            index, group, atom = split(decision, 3)
+            taken = one_hot(index, buffers * classes).reshape(placed.decode_queue.shape)
+            placed = replace(placed, decode_queue=placed.decode_queue - taken)
+            request = class_sum(taken)
+            if self.shape.partitioned:
                 placed = self.to_solo(placed, request, group == 1)
-            atom = self.pick_atom(placed, words.uniforms(3 * turn + 2))
-            placed = self.add(placed, request, atom, (group == 0) & (total > 0))
-            return turn + 1, placed
+            return self.to_atom(placed, request, one_hot(atom, len(self.atoms), group == 0))
 
-        return lax.while_loop(pending, admit, (jnp.int32(0), placed))[1]
-
-    def to_solo(self, placed: Placed, request: PerClass, where: Array) -> Placed:
-        """Start a decode in the solo group."""
-        entered = jnp.where(where, request, 0)
-        levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + entered)
-        return replace(placed, levels=levels, solo=placed.solo + entered)
-
-    def route_finished(self, placed: Placed, finished: PerClass, words: Stream) -> Placed:
-        """Place the requests that finished prefill, in random order."""
-        pools, router = self.policy.router.pools, self.policy.router
-        atoms = self.atoms
-
-        def pending(carry: tuple) -> Array:
-            return jnp.any(carry[2] > 0)
-
-        def place(carry: tuple) -> tuple:
-            turn, placed, left = carry
-            request_class, total = draw(left.astype(jnp.float32), words.uniforms(2 * turn))
-            here = total > 0
-            request = one_hot(request_class, self.shape.classes, here)
-            request, request_class, here = self.once((request, request_class, here))
-            available = self.available(placed, class_sum(request * placed.own_room))
-            seen = placed.levels.observe(self.numbers, jnp.zeros_like(request_class), available)
-            choice = self.once(choose_pool(self.policy, seen, request_class, words.uniforms(2 * turn + 1)))
-            status = jnp.where(here & (choice == len(pools)), 1, placed.status)
-            placed = replace(placed, status=status)
-            if Pool.OWN in pools:
-                own = jnp.where(choice == pools.index(Pool.OWN), request, 0)
-                levels = replace(placed.levels, decodes_solo=placed.levels.decodes_solo + own)
-                placed = replace(placed, levels=levels, own=placed.own + own, own_room=placed.own_room - own)
-            if Pool.SOLO in pools:
-                placed = self.to_solo(placed, request, choice == pools.index(Pool.SOLO))
-            for k, buffer in enumerate(router.buffers):
-                waits = jnp.where(choice == pools.index(buffer), request, 0)
-                queue = placed.levels.decode_queue.at[k].add(waits)
-                placed = replace(placed, levels=replace(placed.levels, decode_queue=queue))
-            marks = [(choice == pools.index(a)) & here if a in pools else jnp.zeros_like(here) for a in atoms]
-            if marks:
-                mark = jnp.stack(marks).astype(jnp.int32)
-                placed = self.add(placed, request, mark, jnp.any(mark > 0, axis=0))
-            return turn + 1, placed, left - request
-
-        return lax.while_loop(pending, place, (jnp.int32(0), placed, finished))[1]
+        return take_turns(propose, apply, placed)
 
     def choose(
         self, words: Words, size: PerReplication, amounts: PerClass, word: UInt32[Array, " replications"]
@@ -496,20 +523,22 @@ class Chain(eqx.Module):
         on. Each member has the same chance of every class.
         """
         number = lax.population_count(words).astype(jnp.int32)
-        before = _before(number)
-        before, start, amounts = self.once((before, to_index(word, size), amounts))
-        lanes = jnp.arange(WORD, dtype=jnp.uint32)
-        below = lax.population_count(words[:, :, None] & ((jnp.uint32(1) << lanes) - jnp.uint32(1)))
-        inside = ((words[:, :, None] >> lanes) & 1) > 0
-        rank = before[:, :, None] + below.astype(jnp.int32) - start[:, None, None]
-        rank = jnp.where(rank < 0, rank + size[:, None, None], rank)
-        chosen, low = [], jnp.zeros_like(start)
+        before, first = _before(number), to_index(word, size)
+        edges = [first]
         for amount in amounts:
-            high = low + amount
-            taken = inside & (rank >= low[:, None, None]) & (rank < high[:, None, None])
-            chosen.append(taken.reshape(words.shape[0], -1))
-            low = high
-        return chosen
+            edges.append(edges[-1] + amount)
+        number, before, edges, size = self.once((number, before, edges, size))
+
+        def up_to(edge: PerReplication) -> Words:
+            return _lowest(words, jnp.clip(edge[:, None] - before, 0, number))
+
+        # Members with numbers below each edge; beyond the last member the count goes on from the first.
+        direct = [up_to(edge) for edge in edges]
+        around = [up_to(edge - size) for edge in edges]
+        chosen = [
+            (direct[c + 1] & ~direct[c]) | (around[c + 1] & ~around[c]) for c in range(self.shape.classes)
+        ]
+        return [_mask(members) for members in self.once(chosen)]
 
 
 # Sums over GPUs go by words of 32 GPUs, several counts packed in one integer: XLA's CPU backend fuses a sum
@@ -522,6 +551,23 @@ def _bits(mask: Mask) -> Words:
     lanes = jnp.arange(WORD, dtype=jnp.uint32)
     by_word = mask.reshape(mask.shape[0], -1, WORD)
     return jnp.sum(jnp.where(by_word, jnp.uint32(1) << lanes, jnp.uint32(0)), axis=2, dtype=jnp.uint32)
+
+
+def _mask(words: Words) -> Mask:
+    """A set of GPUs as one truth value each."""
+    lanes = jnp.arange(WORD, dtype=jnp.uint32)
+    return (((words[:, :, None] >> lanes) & 1) > 0).reshape(words.shape[0], -1)
+
+
+def _lowest(words: Words, count: Int[Array, "replications words"]) -> Words:
+    """The `count` lowest members in each word; `count` from 0 to the number of members."""
+    position = jnp.zeros_like(words)
+    for step in (16, 8, 4, 2, 1):
+        below = (jnp.uint32(1) << (position + step)) - 1
+        fits = lax.population_count(words & below).astype(jnp.int32) <= count
+        position = jnp.where(fits, position + step, position)
+    all_of_them = lax.population_count(words).astype(jnp.int32) == count
+    return jnp.where(all_of_them, words, words & ((jnp.uint32(1) << position) - 1))
 
 
 def _size(words: Words) -> PerReplication:
