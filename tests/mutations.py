@@ -52,8 +52,8 @@ MUTATIONS = (
     Mutation(
         "thinning dropped: decodes end at the faster mode's rate whatever runs beside them",
         "jaxq/_engine/exact.py",
-        "accepted = self.settle(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)",
-        "accepted = self.settle(class_sum(kinds.decode * fastest) >= 0 * here)",
+        "accepted = self.once(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)",
+        "accepted = self.once(class_sum(kinds.decode * fastest) >= 0 * here)",
         (f"{TINY}[sarathi]",),
     ),
     Mutation(
@@ -101,8 +101,8 @@ MUTATIONS = (
     Mutation(
         "biased choice: an arrival starts on the free GPU of lowest index",
         "jaxq/_engine/exact.py",
-        "gpu_set.member(state.start, self.settle(to_index(rand.words(4), idle)))",
-        "gpu_set.member(state.start, self.settle(0 * to_index(rand.words(4), idle)))",
+        "gpu_set.member(state.start, self.once(to_index(rand.words(4), idle)))",
+        "gpu_set.member(state.start, self.once(0 * to_index(rand.words(4), idle)))",
         ("tests/test_properties.py::test_gpus_are_chosen_uniformly[exact]",),
     ),
     Mutation(

@@ -9,10 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from .._instance import Instance
 from .._policy.base import Observation, Policy, Pool
+from .random import Generator
+from .shape import Shape
 
 PerClass = Int[Array, "classes replications"]
 
@@ -131,6 +133,33 @@ class Levels(eqx.Module):
         )
 
 
+class AbstractChain(eqx.Module):
+    """One policy on one instance: all that stays the same from step to step of a stepper.
+
+    `keys`: two random words of each replication.
+    """
+
+    policy: Policy
+    numbers: Numbers
+    keys: UInt32[Array, "2 replications"]
+    shape: Shape = eqx.field(static=True)
+    generator: Generator = eqx.field(static=True)
+
+    def once(self, values: Any) -> Any:
+        """The same values, but computed once on a CPU however many later expressions use them.
+
+        XLA's CPU backend repeats cheap producers in every fused loop that reads them: a random word and a
+        draw among ten rates would be evaluated again for each of dozens of results, which costs a factor of
+        ten. A conditional ends a fused loop; its condition always holds, which the compiler cannot know.
+        """
+        always = self.numbers.n_gpus[0] > 0
+
+        def on_cpu(tree: Any) -> Any:
+            return jax.lax.cond(always, lambda t: t, lambda t: jax.tree.map(jnp.zeros_like, t), tree)
+
+        return jax.lax.platform_dependent(values, cpu=on_cpu, default=lambda tree: tree)
+
+
 def integrate(totals: Totals, levels: Levels, elapsed: Float[Array, "*#replications"]) -> Totals:
     """The totals after `elapsed` seconds in a state."""
     waiting = levels.decode_queue
@@ -211,17 +240,3 @@ def class_sum(rows: Shaped[Array, "classes *batch"] | tuple[Array, ...] | list[A
     for row in rows[1:]:
         total = total + row
     return total
-
-
-def compute_once(always: Bool[Array, ""], values: Any) -> Any:
-    """The same values, but computed once on a CPU however many later expressions use them.
-
-    XLA's CPU backend repeats cheap producers in every fused loop that reads them: a random word and a draw
-    among ten rates would be evaluated again for each of dozens of results, which costs a factor of ten. A
-    conditional ends a fused loop. `always` is a traced scalar that is always true.
-    """
-
-    def on_cpu(tree: Any) -> Any:
-        return jax.lax.cond(always, lambda t: t, lambda t: jax.tree.map(jnp.zeros_like, t), tree)
-
-    return jax.lax.platform_dependent(values, cpu=on_cpu, default=lambda tree: tree)

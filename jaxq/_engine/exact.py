@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,24 +10,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from .._policy.base import Policy, Pool
+from .._policy.base import Pool
 from . import gpu_set
 from .base import (
+    AbstractChain,
     Levels,
-    Numbers,
     PerClass,
     Totals,
     choose_pool,
     choose_start,
     class_sum,
-    compute_once,
     draw,
     gpu_pools,
     integrate,
     one_hot,
 )
-from .random import Generator, Purpose, stream, to_exponential, to_index
-from .shape import Shape
+from .random import Purpose, stream, to_exponential, to_index
 
 FIELD_BITS = 10
 FIELDS = 3
@@ -82,18 +79,8 @@ class Scene(eqx.Module):
         return self.prefill > 0
 
 
-class Chain(eqx.Module):
-    """The chain of one policy on one instance: all that stays the same from step to step."""
-
-    policy: Policy
-    numbers: Numbers
-    keys: UInt32[Array, "2 replications"]
-    shape: Shape = eqx.field(static=True)
-    generator: Generator = eqx.field(static=True)
-
-    def settle(self, values: Any) -> Any:
-        """The same values, computed once: see `compute_once`."""
-        return compute_once(self.numbers.n_gpus[0] > 0, values)
+class Chain(AbstractChain):
+    """The jump chain of one policy on one instance."""
 
     # Layout of the item lists.
 
@@ -160,7 +147,7 @@ class Chain(eqx.Module):
         rand = stream(self.keys, Purpose.EVENT, window, counter, self.generator)
         weights = self.rates(state)
         index, rate = draw(weights, rand.uniforms(1))
-        rand, index, rate = self.settle((rand, index, rate))
+        rand, index, rate = self.once((rand, index, rate))
         hold = jnp.where(rate > 0, to_exponential(rand.words(0)) / jnp.where(rate > 0, rate, 1.0), jnp.inf)
         left = length - clock
         active = left > 0
@@ -170,7 +157,7 @@ class Chain(eqx.Module):
         clock = jnp.where(is_arrival | is_internal, clock + elapsed, jnp.where(active, length, clock))
         totals = integrate(totals, state.levels, elapsed)
         state = replace(state, next_arrival=state.next_arrival - elapsed)
-        is_arrival, is_internal, elapsed = self.settle((is_arrival, is_internal, elapsed))
+        is_arrival, is_internal, elapsed = self.once((is_arrival, is_internal, elapsed))
 
         state, totals, scene, kinds = self.apply(state, totals, rand, index, is_arrival, is_internal)
         state, totals = self.decide(state, totals, scene, kinds, rand)
@@ -207,20 +194,20 @@ class Chain(eqx.Module):
         rows = jnp.arange(index.shape[0])
         drawn = jnp.where(is_item, offset + to_index(rand.words(2), length), 0)
         last = jnp.where(is_item, offset + length - 1, 0)
-        kinds, drawn, last, length, offset = self.settle((kinds, drawn, last, length, offset))
-        item_gpu = self.settle(_take(state.items, rows, drawn))
+        kinds, drawn, last, length, offset = self.once((kinds, drawn, last, length, offset))
+        item_gpu = self.once(_take(state.items, rows, drawn))
 
         idle = gpu_set.size(state.start)
-        arrival_gpu = self.settle(gpu_set.member(state.start, self.settle(to_index(rand.words(4), idle))))
+        arrival_gpu = self.once(gpu_set.member(state.start, self.once(to_index(rand.words(4), idle))))
         valid = is_item | (is_arrival & (idle > 0))
         gpu = jnp.where(valid, jnp.where(is_item, item_gpu, arrival_gpu), 0)
-        gpu, valid = self.settle((gpu, valid))
-        prefill, counts = self.settle(_unpack(state.table[rows, gpu], n_classes))
+        gpu, valid = self.once((gpu, valid))
+        prefill, counts = self.once(_unpack(state.table[rows, gpu], n_classes))
         busy = prefill > 0
         fastest = jnp.maximum(numbers.mu_mixed, numbers.mu_solo)
         here = class_sum(kinds.decode * jnp.where(busy, numbers.mu_mixed, numbers.mu_solo))
-        accepted = self.settle(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)
-        kinds = self.settle(kinds.thin(accepted))
+        accepted = self.once(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)
+        kinds = self.once(kinds.thin(accepted))
 
         removed = kinds.is_prefill | kinds.is_decode
         # The last item of the list takes the place of the removed one; outside the list nothing is written.
@@ -252,7 +239,7 @@ class Chain(eqx.Module):
             counts=counts - kinds.decode,
         )
         state = replace(self.next_arrival(state, is_arrival), items=items)
-        scene, kinds = self.settle((scene, kinds))
+        scene, kinds = self.once((scene, kinds))
         return state, totals, scene, kinds
 
     def next_arrival(self, state: ExactState, where: Mask) -> ExactState:
@@ -299,13 +286,13 @@ class Chain(eqx.Module):
         """Offer the event's GPU to the gate."""
         levels = scene.levels
         observation = levels.observe(self.numbers, gpu_set.size(state.start), self.available(state, scene))
-        choice = self.settle(choose_start(self.policy, observation, rand.uniforms(5)))
+        choice = self.once(choose_start(self.policy, observation, rand.uniforms(5)))
         start = (
             scene.valid & self.can_start(scene.busy, class_sum(scene.counts)) & (choice < self.shape.classes)
         )
         started = one_hot(choice, self.shape.classes, start)
         place = self.prefill_slot(choice, class_sum(started * levels.prefills))
-        start, started, place = self.settle((start, started, place))
+        start, started, place = self.once((start, started, place))
         items = _append(state.items, start, place, scene.gpu)
         slowed = jnp.where(start, scene.counts, 0)
         levels = replace(
@@ -316,14 +303,14 @@ class Chain(eqx.Module):
             decodes_solo=levels.decodes_solo - slowed,
         )
         scene = replace(scene, levels=levels, prefill=jnp.where(start, choice + 1, scene.prefill))
-        return replace(state, items=items), self.settle(scene)
+        return replace(state, items=items), self.once(scene)
 
     def route(self, state: ExactState, scene: Scene, kinds: _Kinds, rand) -> tuple[ExactState, Scene]:
         """Place the request whose prefill completed."""
         policy, pools = self.policy, self.policy.router.pools
         available = self.available(state, scene)
         observation = scene.levels.observe(self.numbers, gpu_set.size(state.start), available)
-        choice = self.settle(choose_pool(policy, observation, kinds.item_class, rand.uniforms(6)))
+        choice = self.once(choose_pool(policy, observation, kinds.item_class, rand.uniforms(6)))
         finished = kinds.is_prefill
         state = replace(state, status=jnp.where(finished & (choice == len(pools)), 1, state.status))
         levels, solo, request = scene.levels, scene.solo, kinds.prefill
@@ -349,14 +336,14 @@ class Chain(eqx.Module):
         request_class = class_sum(added * jnp.arange(self.shape.classes)[:, None])
         on_gpus = levels.decodes_mixed + levels.decodes_solo - scene.solo
         place = self.decode_slot(request_class, class_sum(added * on_gpus))
-        where, added, place = self.settle((where, added, place))
+        where, added, place = self.once((where, added, place))
         items = _append(state.items, where, place, scene.gpu)
         levels = replace(
             levels,
             decodes_mixed=levels.decodes_mixed + jnp.where(scene.busy, added, 0),
             decodes_solo=levels.decodes_solo + jnp.where(scene.busy, 0, added),
         )
-        scene = self.settle(replace(scene, levels=levels, counts=scene.counts + added))
+        scene = self.once(replace(scene, levels=levels, counts=scene.counts + added))
         return replace(state, items=items), scene
 
     def place_elsewhere(
@@ -368,13 +355,13 @@ class Chain(eqx.Module):
         for pool, members in zip(gpu_pools(self.policy), state.sets, strict=True):
             here = choice == pools.index(pool)
             words, chosen = jnp.where(here, members, words), chosen | here
-        words, chosen = self.settle((words, chosen))
-        gpu = self.settle(gpu_set.member(words, self.settle(to_index(rand.words(7), gpu_set.size(words)))))
+        words, chosen = self.once((words, chosen))
+        gpu = self.once(gpu_set.member(words, self.once(to_index(rand.words(7), gpu_set.size(words)))))
         own = chosen & (gpu == scene.gpu)
         there = chosen & ~own & (class_sum(request) > 0)
         rows = jnp.arange(gpu.shape[0])
-        gpu, there, own = self.settle((jnp.where(there, gpu, 0), there, own))
-        prefill, counts = self.settle(_unpack(state.table[rows, gpu], self.shape.classes))
+        gpu, there, own = self.once((jnp.where(there, gpu, 0), there, own))
+        prefill, counts = self.once(_unpack(state.table[rows, gpu], self.shape.classes))
         target = Scene(scene.levels, scene.solo, gpu, there, prefill, counts)
         state, target = self.place(state, target, request, there)
         slot = jnp.where(there, gpu, state.table.shape[1])
@@ -389,12 +376,12 @@ class Chain(eqx.Module):
         observation = scene.levels.observe(
             self.numbers, gpu_set.size(state.start), self.available(state, scene)
         )
-        observation = self.settle(observation)
+        observation = self.once(observation)
         freed = (kinds.is_prefill | kinds.is_decode) & self.has_room(scene.busy, class_sum(scene.counts))
-        taken = self.settle(self.admitted(observation, Pool.MIXED, freed, rand.uniforms(8)))
+        taken = self.once(self.admitted(observation, Pool.MIXED, freed, rand.uniforms(8)))
         if self.shape.partitioned:
             solo_end = class_sum(kinds.solo) > 0
-            to_solo = self.settle(self.admitted(observation, Pool.SOLO, solo_end, rand.uniforms(8)))
+            to_solo = self.once(self.admitted(observation, Pool.SOLO, solo_end, rand.uniforms(8)))
             entered = jnp.sum(to_solo, axis=0)
             levels = scene.levels
             levels = replace(

@@ -19,23 +19,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from .._policy.base import Observation, Policy, Pool
+from .._policy.base import Observation, Pool
 from . import counts
 from .base import (
+    AbstractChain,
     Levels,
-    Numbers,
     PerClass,
     Totals,
     choose_pool,
     choose_start,
     class_sum,
-    compute_once,
     draw,
     gpu_pools,
     integrate,
     one_hot,
 )
-from .random import Generator, Purpose, Stream, stream, to_index, to_uniform
+from .random import Purpose, Stream, stream, to_index, to_uniform
 from .shape import Shape
 from .turns import Decision, join, split, take_turns
 
@@ -114,18 +113,8 @@ class Placing(eqx.Module):
     status: PerReplication
 
 
-class Chain(eqx.Module):
+class Chain(AbstractChain):
     """The time-stepped chain of one policy on one instance."""
-
-    policy: Policy
-    numbers: Numbers
-    keys: UInt32[Array, "2 replications"]
-    shape: Shape = eqx.field(static=True)
-    generator: Generator = eqx.field(static=True)
-
-    def once(self, values: Any) -> Any:
-        """The same values, computed once: see `compute_once`."""
-        return compute_once(self.numbers.n_gpus[0] > 0, values)
 
     @property
     def stays(self) -> bool:
