@@ -176,14 +176,32 @@ class Chain(AbstractChain):
             blocks += [numbers.mu_solo * state.solo]
         return [row for block in blocks for row in block]
 
+    def kinds(self, event: Index) -> _Kinds:
+        """What an event is, from the index of the rate that fired; -1: nothing."""
+        buffers, classes = len(self.policy.router.buffers), self.shape.classes
+        kind = [one_hot(event - b * classes, classes) for b in range(buffers + 4)]
+        waiting = jnp.zeros((0, classes, *event.shape), jnp.int32)
+        first = (buffers + 1) * classes
+        is_prefill = (event >= first) & (event < first + classes)
+        is_decode = (event >= first + classes) & (event < first + 2 * classes)
+        return _Kinds(
+            abandoned_decode=jnp.stack(kind[:buffers]) if buffers else waiting,
+            abandoned_prefill=kind[buffers],
+            prefill=kind[buffers + 1],
+            decode=kind[buffers + 2],
+            solo=kind[buffers + 3] if self.shape.partitioned else jnp.zeros_like(kind[0]),
+            item_class=event - jnp.where(is_prefill, first, first + classes),
+            is_prefill=is_prefill,
+            is_decode=is_decode,
+        )
+
     def apply(
         self, state: ExactState, totals: Totals, rand, index: Index, is_arrival: Mask, is_internal: Mask
     ) -> tuple[ExactState, Totals, Scene, _Kinds]:
         """The effect of the event before the policy acts."""
         numbers, levels, n_classes = self.numbers, state.levels, self.shape.classes
-        kinds = _Kinds.of(
-            index, is_internal, len(self.policy.router.buffers), n_classes, self.shape.partitioned
-        )
+        event = jnp.where(is_internal, index, -1)
+        kinds = self.kinds(event)
         arrived = one_hot(state.next_class, n_classes, is_arrival)
         on_gpus = levels.decodes_mixed + levels.decodes_solo - state.solo
         length = class_sum(kinds.prefill * levels.prefills + kinds.decode * on_gpus)
@@ -194,7 +212,7 @@ class Chain(AbstractChain):
         rows = jnp.arange(index.shape[0])
         drawn = jnp.where(is_item, offset + to_index(rand.words(2), length), 0)
         last = jnp.where(is_item, offset + length - 1, 0)
-        kinds, drawn, last, length, offset = self.once((kinds, drawn, last, length, offset))
+        drawn, last = self.once((drawn, last))
         item_gpu = self.once(_take(state.items, rows, drawn))
 
         idle = gpu_set.size(state.start)
@@ -202,12 +220,14 @@ class Chain(AbstractChain):
         valid = is_item | (is_arrival & (idle > 0))
         gpu = jnp.where(valid, jnp.where(is_item, item_gpu, arrival_gpu), 0)
         gpu, valid = self.once((gpu, valid))
-        prefill, counts = self.once(_unpack(state.table[rows, gpu], n_classes))
+        prefill, counts = _unpack(state.table[rows, gpu], n_classes)
         busy = prefill > 0
         fastest = jnp.maximum(numbers.mu_mixed, numbers.mu_solo)
         here = class_sum(kinds.decode * jnp.where(busy, numbers.mu_mixed, numbers.mu_solo))
-        accepted = self.once(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)
-        kinds = self.once(kinds.thin(accepted))
+        # A decode in the slower mode completes only with probability slower/faster: else nothing happens.
+        accepted = ~kinds.is_decode | (rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)
+        event, valid = self.once((jnp.where(accepted, event, -1), valid & accepted))
+        kinds = self.kinds(event)
 
         removed = kinds.is_prefill | kinds.is_decode
         # The last item of the list takes the place of the removed one; outside the list nothing is written.
@@ -228,18 +248,17 @@ class Chain(AbstractChain):
             abandoned_decode=totals.abandoned_decode + jnp.sum(kinds.abandoned_decode, axis=0),
             prefills_completed=totals.prefills_completed + kinds.prefill,
             completions=totals.completions + kinds.decode + kinds.solo,
-            events=totals.events + (is_arrival | (is_internal & ~kinds.is_null)),
+            events=totals.events + (is_arrival | (event >= 0)),
         )
         scene = Scene(
             levels=levels,
             solo=state.solo - kinds.solo,
             gpu=gpu,
-            valid=valid & ~kinds.is_null,
+            valid=valid,
             prefill=jnp.where(kinds.is_prefill, 0, prefill),
             counts=counts - kinds.decode,
         )
         state = replace(self.next_arrival(state, is_arrival), items=items)
-        scene, kinds = self.once((scene, kinds))
         return state, totals, scene, kinds
 
     def next_arrival(self, state: ExactState, where: Mask) -> ExactState:
@@ -286,13 +305,12 @@ class Chain(AbstractChain):
         """Offer the event's GPU to the gate."""
         levels = scene.levels
         observation = levels.observe(self.numbers, gpu_set.size(state.start), self.available(state, scene))
-        choice = self.once(choose_start(self.policy, observation, rand.uniforms(5)))
-        start = (
-            scene.valid & self.can_start(scene.busy, class_sum(scene.counts)) & (choice < self.shape.classes)
-        )
+        choice = choose_start(self.policy, observation, rand.uniforms(5))
+        offered = scene.valid & self.can_start(scene.busy, class_sum(scene.counts))
+        choice = self.once(jnp.where(offered, choice, self.shape.classes))
+        start = choice < self.shape.classes
         started = one_hot(choice, self.shape.classes, start)
         place = self.prefill_slot(choice, class_sum(started * levels.prefills))
-        start, started, place = self.once((start, started, place))
         items = _append(state.items, start, place, scene.gpu)
         slowed = jnp.where(start, scene.counts, 0)
         levels = replace(
@@ -303,7 +321,7 @@ class Chain(AbstractChain):
             decodes_solo=levels.decodes_solo - slowed,
         )
         scene = replace(scene, levels=levels, prefill=jnp.where(start, choice + 1, scene.prefill))
-        return replace(state, items=items), self.once(scene)
+        return replace(state, items=items), scene
 
     def route(self, state: ExactState, scene: Scene, kinds: _Kinds, rand) -> tuple[ExactState, Scene]:
         """Place the request whose prefill completed."""
@@ -336,15 +354,13 @@ class Chain(AbstractChain):
         request_class = class_sum(added * jnp.arange(self.shape.classes)[:, None])
         on_gpus = levels.decodes_mixed + levels.decodes_solo - scene.solo
         place = self.decode_slot(request_class, class_sum(added * on_gpus))
-        where, added, place = self.once((where, added, place))
         items = _append(state.items, where, place, scene.gpu)
         levels = replace(
             levels,
             decodes_mixed=levels.decodes_mixed + jnp.where(scene.busy, added, 0),
             decodes_solo=levels.decodes_solo + jnp.where(scene.busy, 0, added),
         )
-        scene = self.once(replace(scene, levels=levels, counts=scene.counts + added))
-        return replace(state, items=items), scene
+        return replace(state, items=items), replace(scene, levels=levels, counts=scene.counts + added)
 
     def place_elsewhere(
         self, state: ExactState, scene: Scene, request: PerClass, choice: Index, rand
@@ -361,7 +377,7 @@ class Chain(AbstractChain):
         there = chosen & ~own & (class_sum(request) > 0)
         rows = jnp.arange(gpu.shape[0])
         gpu, there, own = self.once((jnp.where(there, gpu, 0), there, own))
-        prefill, counts = self.once(_unpack(state.table[rows, gpu], self.shape.classes))
+        prefill, counts = _unpack(state.table[rows, gpu], self.shape.classes)
         target = Scene(scene.levels, scene.solo, gpu, there, prefill, counts)
         state, target = self.place(state, target, request, there)
         slot = jnp.where(there, gpu, state.table.shape[1])
@@ -406,7 +422,7 @@ class Chain(AbstractChain):
 
 
 class _Kinds(eqx.Module):
-    """Which event happened, as indicators by class."""
+    """Which internal event happened, as indicators by class."""
 
     abandoned_decode: Int[Array, "buffers classes replications"]
     abandoned_prefill: PerClass
@@ -416,35 +432,6 @@ class _Kinds(eqx.Module):
     item_class: Index
     is_prefill: Mask
     is_decode: Mask
-    is_null: Mask
-
-    @classmethod
-    def of(cls, index: Index, where: Mask, buffers: int, classes: int, partitioned: bool) -> _Kinds:
-        """From the index of the rate that fired."""
-        block, item_class = index // classes, index % classes
-        kind = [one_hot(item_class, classes, where & (block == b)) for b in range(buffers + 4)]
-        waiting = jnp.zeros((0, classes, *index.shape), jnp.int32)
-        solo = kind[buffers + 3] if partitioned else jnp.zeros_like(kind[0])
-        return cls(
-            abandoned_decode=jnp.stack(kind[:buffers]) if buffers else waiting,
-            abandoned_prefill=kind[buffers],
-            prefill=kind[buffers + 1],
-            decode=kind[buffers + 2],
-            solo=solo,
-            item_class=item_class,
-            is_prefill=where & (block == buffers + 1),
-            is_decode=where & (block == buffers + 2),
-            is_null=jnp.zeros_like(where),
-        )
-
-    def thin(self, accepted: Mask) -> _Kinds:
-        """A decode in the slower mode completes only with probability slower/faster: else nothing happens."""
-        return replace(
-            self,
-            decode=jnp.where(accepted, self.decode, 0),
-            is_decode=self.is_decode & accepted,
-            is_null=self.is_decode & ~accepted,
-        )
 
 
 def _take(items: Array, rows: Index, place: Index) -> Index:
