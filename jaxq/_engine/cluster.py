@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -329,9 +330,10 @@ class _Program:
         small = (place(i32, None), place(f32, None), place(i32, None))
         kept = jax.tree.map(lambda leaf: leaf.sharding, state)
         summed = jax.tree.map(lambda leaf: self.sharding(leaf.ndim - 1), totals)
-        self._start = jax.jit(start_mapped, out_shardings=kept).lower(*given).compile()
+        options = _compiler_options(devices)
+        self._start = jax.jit(start_mapped, out_shardings=kept).lower(*given).compile(options)
         advance_jitted = jax.jit(advance_mapped, out_shardings=(kept, summed), donate_argnums=3)
-        self._advance = advance_jitted.lower(*given, state, *small).compile()
+        self._advance = advance_jitted.lower(*given, state, *small).compile(options)
         self.text = self._advance.as_text
 
     def sharding(self, axis: int | None) -> NamedSharding:
@@ -370,6 +372,12 @@ class _Program:
 
 def _spec(axis: int) -> PartitionSpec:
     return PartitionSpec(*([None] * axis), "replications")
+
+
+def _compiler_options(devices: int) -> dict[str, bool]:
+    """On CPU devices that keep every core busy, XLA must not divide one device's loops among cores too."""
+    busy = jax.default_backend() == "cpu" and devices >= (os.cpu_count() or 1)
+    return {"xla_cpu_multi_thread_eigen": False} if busy else {}
 
 
 def _numbers_like(classes: int) -> Numbers:
