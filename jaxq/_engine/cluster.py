@@ -374,7 +374,7 @@ def _spec(axis: int) -> PartitionSpec:
     return PartitionSpec(*([None] * axis), "replications")
 
 
-def _compiler_options(devices: int) -> dict[str, bool]:
+def _compiler_options(devices: int) -> dict[str, str | bool]:
     """On CPU devices that keep every core busy, XLA must not divide one device's loops among cores too."""
     busy = jax.default_backend() == "cpu" and devices >= (os.cpu_count() or 1)
     return {"xla_cpu_multi_thread_eigen": False} if busy else {}

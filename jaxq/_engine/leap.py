@@ -82,22 +82,24 @@ class Starting(eqx.Module):
     - `prefills`, `prefill_queue`: as after all completions of the step.
     - `left`: GPUs at which a decision is still to be taken.
     - `here`, `elsewhere`: completed prefills that no decision knows yet, on GPUs that can and that cannot
-      start another; under a partition there are none of the second kind.
+      start another (no rows of the second kind under a partition).
     """
 
     prefills: PerClass
     prefill_queue: PerClass
     left: PerReplication
     here: PerClass
-    elsewhere: PerClass | None
+    elsewhere: Int[Array, "elsewhere_classes replications"]
 
 
 class Placing(eqx.Module):
     """Decisions so far on finished and waiting requests, in numbers.
 
     - `left`: finished requests still to be placed.
-    - `decodes_solo`, `decode_queue`: as in `Levels`; `solo`: decodes of the solo group, if there is one.
-    - `own`, `own_room`: requests that stay on their own GPU and how many more can, if the router asks.
+    - `decodes_solo`, `decode_queue`: as in `Levels`; `solo`: decodes of the solo group (no rows without a
+      partition).
+    - `own`, `own_room`: requests that stay on their own GPU, and how many more can (no rows if the router
+      never keeps one there).
     - `atoms`, `room`: requests sent to each of `Chain.atoms`, and GPUs there that can take one more.
     - `status`: 1 once the router had no place for a request.
     """
@@ -105,9 +107,9 @@ class Placing(eqx.Module):
     left: PerClass
     decodes_solo: PerClass
     decode_queue: Int[Array, "buffers classes replications"]
-    solo: PerClass | None
-    own: PerClass | None
-    own_room: PerClass | None
+    solo: Int[Array, "solo_classes replications"]
+    own: Int[Array, "own_classes replications"]
+    own_room: Int[Array, "own_classes replications"]
     atoms: Int[Array, "atoms classes replications"]
     room: Int[Array, "atoms replications"]
     status: PerReplication
@@ -276,7 +278,7 @@ class Chain(AbstractChain):
             prefill_queue=before.prefill_queue,
             left=idle,
             here=here,
-            elsewhere=None if self.shape.partitioned else happened.finished - here,
+            elsewhere=here[:0] if self.shape.partitioned else happened.finished - here,
         )
         end = take_turns(lambda turn, now: self.propose_start(words, turn, now, before), self.start, start)
         chosen = self.choose(idle_here, idle, end.prefills - before.prefills, rand(Purpose.PLACE).words(0))
@@ -295,13 +297,11 @@ class Chain(AbstractChain):
 
     def propose_start(self, words: Stream, turn: Array, now: Starting, before: Levels) -> Decision:
         """One turn of the gate: the completed prefill that it reveals, and the class that it starts."""
-        kinds = [*now.here, jnp.maximum(now.left - class_sum(now.here), 0)]
-        if now.elsewhere is not None:
-            kinds += [*now.elsewhere]
+        kinds = [*now.here, jnp.maximum(now.left - class_sum(now.here), 0), *now.elsewhere]
         weights = [kind.astype(jnp.float32) for kind in kinds]
         event = self.once(draw(weights, words.uniforms(2 * turn))[0])
         now = self.reveal(now, event)
-        hidden = now.here if now.elsewhere is None else now.here + now.elsewhere
+        hidden = now.here if self.shape.partitioned else now.here + now.elsewhere
         seen = replace(before, prefills=now.prefills + hidden, prefill_queue=now.prefill_queue)
         observation = seen.observe(self.numbers, now.left, self.no_available())
         choice = choose_start(self.policy, observation, words.uniforms(2 * turn + 1))
@@ -311,7 +311,7 @@ class Chain(AbstractChain):
         """Count one completed prefill as known."""
         classes = self.shape.classes
         now = replace(now, here=now.here - one_hot(event, classes))
-        if now.elsewhere is None:
+        if self.shape.partitioned:
             return now
         return replace(now, elsewhere=now.elsewhere - one_hot(event - classes - 1, classes))
 
@@ -357,9 +357,9 @@ class Chain(AbstractChain):
             left=happened.finished,
             decodes_solo=state.levels.decodes_solo,
             decode_queue=state.levels.decode_queue,
-            solo=state.solo if self.shape.partitioned else None,
-            own=none if has_own else None,
-            own_room=jnp.stack([_size(words) for words in own_inside]) if has_own else None,
+            solo=state.solo if self.shape.partitioned else none[:0],
+            own=none if has_own else none[:0],
+            own_room=jnp.stack([_size(words) for words in own_inside]) if has_own else none[:0],
             atoms=jnp.zeros((len(self.atoms), classes, replications), jnp.int32),
             room=jnp.stack([_size(words) for words in inside]) if inside else none[:0],
             status=state.status,
@@ -387,7 +387,7 @@ class Chain(AbstractChain):
             chosen = self.choose(words, size, amounts, places.words(1 + k))
             decodes = self.once(_added(decodes, chosen))
         levels = replace(state.levels, decodes_solo=placed.decodes_solo, decode_queue=placed.decode_queue)
-        solo = state.solo if placed.solo is None else placed.solo
+        solo = placed.solo if self.shape.partitioned else state.solo
         return replace(state, decodes=decodes, levels=levels, solo=solo, status=placed.status)
 
     def solo_room(self, placed: Placing) -> PerReplication:
@@ -430,7 +430,7 @@ class Chain(AbstractChain):
             weights = [left.astype(jnp.float32) for left in placed.left]
             request_class, total = draw(weights, words.uniforms(2 * turn))
             own = None
-            if placed.own_room is not None:
+            if Pool.OWN in pools:
                 own = class_sum(one_hot(request_class, classes) * placed.own_room)
             seen = self.observe(placed, levels, own)
             choice = choose_pool(self.policy, seen, request_class, words.uniforms(2 * turn + 1))
@@ -441,7 +441,7 @@ class Chain(AbstractChain):
             request = one_hot(request_class, classes)
             status = jnp.where((choice == len(pools)) & (decision >= 0), 1, placed.status)
             placed = replace(placed, left=placed.left - request, status=status)
-            if placed.own is not None:
+            if Pool.OWN in pools:
                 own = jnp.where(choice == pools.index(Pool.OWN), request, 0)
                 placed = replace(
                     placed,

@@ -33,14 +33,17 @@ def take_turns(
     leaves, structure = jax.tree.flatten(state)
     replications = leaves[0].shape[-1]
 
-    def pack(state: State) -> Array:
-        return jnp.concatenate([leaf.reshape(-1, replications) for leaf in jax.tree.leaves(state)])
+    def rows(leaf: Array) -> Array:
+        return leaf.reshape(leaf.size // replications, replications)
 
-    def unpack(rows: Array) -> State:
+    def pack(state: State) -> Array:
+        return jnp.concatenate([rows(leaf) for leaf in jax.tree.leaves(state)])
+
+    def unpack(packed: Array) -> State:
         parts, first = [], 0
         for leaf in leaves:
             count = leaf.size // replications
-            parts.append(rows[first : first + count].reshape(leaf.shape))
+            parts.append(packed[first : first + count].reshape(leaf.shape))
             first += count
         return jax.tree.unflatten(structure, parts)
 
@@ -48,8 +51,8 @@ def take_turns(
         return jnp.any(carry[2] >= 0)
 
     def turn(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        number, rows, decision = carry
-        state = apply(unpack(rows), decision)
+        number, packed, decision = carry
+        state = apply(unpack(packed), decision)
         return number + 1, pack(state), propose(number + 1, state)
 
     first = jnp.int32(0)
