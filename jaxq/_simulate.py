@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -109,42 +110,29 @@ def simulate(
 
     **Raises:** `InputError`, naming the argument and what would be right.
     """
-    started = time.perf_counter()
     numbers = {"n_gpus": _whole("n_gpus", n_gpus, 1), **_times(horizon, warmup)}
     replications, first = _whole("replications", replications, 1), _whole("first", first, 0)
     budget = _Budget.of(replications, precision, max_replications, time_limit)
-    random_key = _random_key(key)
     engine = _default_engine() if engine is None else engine
-    records: list[Record] = []
-    done = 0
-    while True:
-        count = min(replications, budget.most - done)
-        record = engine.run(
-            instance,
-            policy,
-            **numbers,
-            key=random_key,
-            first=first + done,
-            replications=count,
-            progress=progress,
-        )
-        records.append(record)
-        done += count
-        result = Result(
-            instance=instance,
-            policy_name=policy.name,
-            record=Record.concatenate(records),
-            horizon=numbers["horizon"],
-            warmup=numbers["warmup"],
-            key=_key_text(random_key),
-            first=first,
-            engine_description=engine.describe(instance, policy, numbers["n_gpus"]),
-            seconds=time.perf_counter() - started,
-        )
-        stopped_because = budget.spent(result)
-        if stopped_because is not None:
-            break
-    result = replace(result, stopped_because=stopped_because)
+    random_key = _random_key(key)
+    run = functools.partial(engine.run, instance, policy, **numbers, key=random_key, progress=progress)
+    result = Result(
+        instance=instance,
+        policy_name=policy.name,
+        record=run(first=first, replications=min(replications, budget.most)),
+        horizon=numbers["horizon"],
+        warmup=numbers["warmup"],
+        key=_key_text(random_key),
+        first=first,
+        engine_description=engine.describe(instance, policy, numbers["n_gpus"]),
+        seconds=budget.elapsed(),
+    )
+    while (reason := budget.spent(result)) is None:
+        done = result.replications
+        record = run(first=first + done, replications=min(replications, budget.most - done))
+        record = Record.concatenate([result.record, record])
+        result = replace(result, record=record, seconds=budget.elapsed())
+    result = replace(result, stopped_because=reason)
     for line in result.cautions():
         warnings.warn(line, StatisticsWarning, stacklevel=2)
     return result
@@ -157,6 +145,7 @@ class _Budget:
     most: int
     precision: float | None
     seconds: float
+    started: float = field(default_factory=lambda: time.perf_counter())
 
     @classmethod
     def of(cls, replications: int, precision: Any, max_replications: Any, time_limit: Any) -> _Budget:
@@ -178,6 +167,10 @@ class _Budget:
         if seconds <= 0:
             raise InputError(f"time_limit: expected a positive number of seconds, got {seconds:g}")
         return cls(most, precision, seconds)
+
+    def elapsed(self) -> float:
+        """Seconds of wall time since the run began."""
+        return time.perf_counter() - self.started
 
     def spent(self, result: Result) -> str | None:
         """Why to stop after `result`; None to go on."""

@@ -43,6 +43,10 @@ WORD = 32
 STEPS_PER_SUM = 128
 """Steps whose integrals are added up before they join those of the window."""
 
+OFFERS = 64
+"""Which word of `Purpose.PLACE` chooses the GPUs that arrivals offer to the gate; the others are numbered
+from 0, one for each set of GPUs that takes requests."""
+
 Mask = Bool[Array, "replications gpus"]
 PerReplication = Int[Array, " replications"]
 Words = UInt32[Array, "replications words"]
@@ -264,24 +268,34 @@ class Chain(AbstractChain):
     def gate(self, state: LeapState, happened: Happened, code: Array, rand: Callable) -> LeapState:
         """Start prefills, one decision after another.
 
-        Events of a step happen in random order, so a decision must not know the prefills that complete
-        after it: each turn is one of them (on a GPU that cannot start another), or a decision at a GPU
-        whose own prefill has just completed, or a decision at another GPU.
+        Decisions fall at the GPUs on which something happened, and at a random GPU for each arrival. Events
+        of a step happen in random order, so a decision must not know the prefills that complete after it:
+        each turn is one of them (on a GPU that cannot start another), or a decision at a GPU whose own
+        prefill has just completed, or a decision at another GPU.
         """
-        words = rand(Purpose.GATE)
+        words, places = rand(Purpose.GATE), rand(Purpose.PLACE)
         can_start = self.can_start(state)
-        idle_here = self.once(_bits(can_start))
-        idle, before = self.once((_size(idle_here), state.levels))
+        able = self.once(_bits(can_start))
+        idle, before = self.once((_size(able), state.levels))
+        arrivals = jnp.minimum(class_sum(happened.arrived), idle)
+        touched = _bits(can_start & (code > 0))
+        offered = self.once(touched | self.members(able, idle, arrivals[None], places.words(OFFERS))[0])
         here = self.once(self.finished_where(can_start, happened, code))
         start = Starting(
             prefills=before.prefills,
             prefill_queue=before.prefill_queue,
-            left=idle,
+            left=_size(offered),
             here=here,
             elsewhere=here[:0] if self.shape.partitioned else happened.finished - here,
         )
-        end = take_turns(lambda turn, now: self.propose_start(words, turn, now, before), self.start, start)
-        chosen = self.choose(idle_here, idle, end.prefills - before.prefills, rand(Purpose.PLACE).words(0))
+        start = self.once(start)
+        available = self.room_by_pool(state)
+
+        def propose(turn: Array, now: Starting) -> Decision:
+            return self.propose_start(words, turn, now, before, idle, available)
+
+        end = take_turns(propose, self.start, start)
+        chosen = self.choose(offered, start.left, end.prefills - before.prefills, places.words(0))
         prefill = state.prefill
         for c in range(self.shape.classes):
             prefill = jnp.where(chosen[c], jnp.asarray(c + 1, prefill.dtype), prefill)
@@ -295,7 +309,15 @@ class Chain(AbstractChain):
         classes = self.shape.classes
         return _tally(jnp.where(mask & (code > classes), code - classes, 0), classes)
 
-    def propose_start(self, words: Stream, turn: Array, now: Starting, before: Levels) -> Decision:
+    def propose_start(
+        self,
+        words: Stream,
+        turn: Array,
+        now: Starting,
+        before: Levels,
+        idle: PerReplication,
+        available: list[Array],
+    ) -> Decision:
         """One turn of the gate: the completed prefill that it reveals, and the class that it starts."""
         kinds = [*now.here, jnp.maximum(now.left - class_sum(now.here), 0), *now.elsewhere]
         weights = [kind.astype(jnp.float32) for kind in kinds]
@@ -303,7 +325,8 @@ class Chain(AbstractChain):
         now = self.reveal(now, event)
         hidden = now.here if self.shape.partitioned else now.here + now.elsewhere
         seen = replace(before, prefills=now.prefills + hidden, prefill_queue=now.prefill_queue)
-        observation = seen.observe(self.numbers, now.left, self.no_available())
+        still_idle = idle - class_sum(now.prefills - before.prefills)
+        observation = seen.observe(self.numbers, still_idle, available)
         choice = choose_start(self.policy, observation, words.uniforms(2 * turn + 1))
         return join([event, choice], where=(now.left > 0) & (class_sum(now.prefill_queue) > 0))
 
@@ -322,18 +345,21 @@ class Chain(AbstractChain):
         now = self.reveal(now, event)
         decides = event <= classes
         started = one_hot(choice, classes, decides)
-        # A gate that starts nothing is not asked again in this step.
-        refused = decides & (choice == classes)
         return replace(
             now,
             prefills=now.prefills + started,
             prefill_queue=now.prefill_queue - started,
-            left=jnp.where(refused, 0, now.left - decides.astype(jnp.int32)),
+            left=now.left - decides.astype(jnp.int32),
         )
 
-    def no_available(self) -> list[Array]:
-        """Room by pool as gates see it in this stepper: not counted, one each."""
-        return [jnp.ones(self.keys.shape[1], jnp.int32)] * len(self.policy.router.pools)
+    def room_by_pool(self, state: LeapState) -> list[Array]:
+        """Room in each pool of the router before the gate decides; on a request's own GPU: one slot."""
+        nowhere = jnp.zeros(state.prefill.shape, bool)
+        rooms = {atom: _size(_bits(self.in_atom(atom, state, nowhere))) for atom in self.atoms}
+        if self.shape.partitioned:
+            rooms[Pool.SOLO] = self.numbers.solo_capacity - class_sum(state.solo)
+        one = jnp.ones_like(state.status)
+        return [rooms.get(pool, one) for pool in self.policy.router.pools]
 
     def route(
         self, state: LeapState, happened: Happened, code: Array, finished_here: Mask, rand: Callable
@@ -503,10 +529,10 @@ class Chain(AbstractChain):
 
         return take_turns(propose, apply, placed)
 
-    def choose(
+    def members(
         self, words: Words, size: PerReplication, amounts: PerClass, word: UInt32[Array, " replications"]
-    ) -> list[Mask]:
-        """The members of a set of GPUs that take a request of each class.
+    ) -> list[Words]:
+        """The members of a set of GPUs that take a request of each class, as sets.
 
         Members are numbered from a random one on; the first so many take class 0, the next class 1, and so
         on. Each member has the same chance of every class.
@@ -524,10 +550,13 @@ class Chain(AbstractChain):
         # Members with numbers below each edge; beyond the last member the count goes on from the first.
         direct = [up_to(edge) for edge in edges]
         around = [up_to(edge - size) for edge in edges]
-        chosen = [
-            (direct[c + 1] & ~direct[c]) | (around[c + 1] & ~around[c]) for c in range(self.shape.classes)
-        ]
-        return [_mask(members) for members in self.once(chosen)]
+        return [(direct[c + 1] & ~direct[c]) | (around[c + 1] & ~around[c]) for c in range(amounts.shape[0])]
+
+    def choose(
+        self, words: Words, size: PerReplication, amounts: PerClass, word: UInt32[Array, " replications"]
+    ) -> list[Mask]:
+        """The same as `members`, with one truth value for each GPU."""
+        return [_mask(members) for members in self.once(self.members(words, size, amounts, word))]
 
 
 # Sums over GPUs go by words of 32 GPUs, several counts packed in one integer: XLA's CPU backend fuses a sum

@@ -53,6 +53,7 @@ class Observation(eqx.Module):
       `AbstractRouter.buffers`).
     - `idle_prefill_slots`: GPUs that could start a prefill now.
     - `available`: GPUs with a free decode slot, for each pool of the router (slots for `SOLO`; buffers: 1).
+      With `Leap`, gates see it as it was before the first decision of the step, and 1 for `OWN`.
     """
 
     n_gpus: Shaped[Any, "*#batch"]
