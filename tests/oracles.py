@@ -324,6 +324,18 @@ def _decodes(cluster: Cluster, x: np.ndarray, q_decode: np.ndarray) -> tuple[np.
 PARTITIONED = ("gate_and_route", "prioritize_and_route", "sli_gate_and_route", "fcfs_route")
 UNPARTITIONED = ("sarathi", "gate_immediate", "gate_fcfs", "price_and_pack")
 POLICIES = PARTITIONED + UNPARTITIONED
+TINY_REVENUE = {
+    "gate_and_route": 74.85,
+    "sli_gate_and_route": 56.05,
+    "prioritize_and_route": 74.81,
+    "sarathi": 88.69,
+    "gate_immediate": 87.87,
+    "gate_fcfs": 87.87,
+    "fcfs_route": 75.04,
+    "price_and_pack": 89.88,
+}
+"""Bundled revenue of the tiny system of two GPUs, in the order of the published tables."""
+
 GATES = {
     "gate_and_route": "occupancy",
     "prioritize_and_route": "priority",

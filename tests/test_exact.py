@@ -34,17 +34,6 @@ NAMES = (
     "revenue_separate",
 )
 
-TINY_REVENUE = {
-    "gate_and_route": 74.85,
-    "sli_gate_and_route": 56.05,
-    "prioritize_and_route": 74.81,
-    "sarathi": 88.69,
-    "gate_immediate": 87.87,
-    "gate_fcfs": 87.87,
-    "fcfs_route": 75.04,
-    "price_and_pack": 89.88,
-}
-
 
 def disagreements(
     measured: dict[str, np.ndarray], expected: dict[str, np.ndarray], perturbation: float = 0.0
@@ -88,8 +77,8 @@ def test_tiny_system_has_the_law_of_global_balance(policy):
 def test_tiny_system_has_the_published_revenue(policy):
     """Published to half a unit of the last digit, from queues cut at 5, which costs less than 1e-3."""
     measured, _ = tiny(policy)
-    off = 0.005 / TINY_REVENUE[policy] + 1e-4
-    assert not disagreements(measured, {"revenue_bundled": TINY_REVENUE[policy]}, perturbation=off)
+    off = 0.005 / oracles.TINY_REVENUE[policy] + 1e-4
+    assert not disagreements(measured, {"revenue_bundled": oracles.TINY_REVENUE[policy]}, perturbation=off)
 
 
 def test_one_gpu_with_persistent_buffers_has_the_law_of_global_balance():

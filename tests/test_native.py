@@ -67,18 +67,6 @@ def table(text: str) -> dict[tuple[str, int], list[str]]:
     return {(policy, int(n_gpus)): values for policy, n_gpus, *values in rows}
 
 
-TINY = {
-    "gate_and_route": 74.85,
-    "sli_gate_and_route": 56.05,
-    "prioritize_and_route": 74.81,
-    "sarathi": 88.69,
-    "gate_immediate": 87.87,
-    "gate_fcfs": 87.87,
-    "fcfs_route": 75.04,
-    "price_and_pack": 89.88,
-}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
     """Compiles the chain once, outside the tests' own time; skips them where there is no compiler."""
@@ -173,8 +161,8 @@ def test_tiny_cluster_has_the_revenue_of_global_balance(policy):
         replications=64,
     )
     revenue = run["revenue_bundled"]
-    allowed = LIMIT * standard_error(revenue) + 1e-3 * TINY[policy] + 0.005
-    assert abs(revenue.mean() - TINY[policy]) < allowed < 0.01 * TINY[policy]
+    allowed = LIMIT * standard_error(revenue) + 1e-3 * oracles.TINY_REVENUE[policy] + 0.005
+    assert abs(revenue.mean() - oracles.TINY_REVENUE[policy]) < allowed < 0.01 * oracles.TINY_REVENUE[policy]
 
 
 def assert_has_law(run: dict[str, np.ndarray], law: oracles.Averages, bias: float) -> None:

@@ -10,18 +10,6 @@ from scipy.stats import poisson
 
 from . import oracles
 
-TINY_REVENUE = {
-    "gate_and_route": 74.85,
-    "sli_gate_and_route": 56.05,
-    "prioritize_and_route": 74.81,
-    "sarathi": 88.69,
-    "gate_immediate": 87.87,
-    "gate_fcfs": 87.87,
-    "fcfs_route": 75.04,
-    "price_and_pack": 89.88,
-}
-
-
 # Closed forms.
 
 
@@ -94,12 +82,12 @@ def test_buffered_plan_satisfies_its_balance_and_keeps_decodes_waiting():
 # The exact law of tiny clusters.
 
 
-@pytest.mark.parametrize("policy", TINY_REVENUE)
+@pytest.mark.parametrize("policy", oracles.TINY_REVENUE)
 def test_global_balance_gives_the_published_revenue_of_the_tiny_system(policy):
     """To the two published decimals; the queues are cut where that moves revenue by less than 1e-3."""
     limit = 7 if policy in ("sarathi", "gate_immediate", "price_and_pack") else 5
     averages = oracles.stationary(oracles.tiny_cluster(), policy, 2, limit)
-    assert averages.revenue_bundled == pytest.approx(TINY_REVENUE[policy], abs=0.0065)
+    assert averages.revenue_bundled == pytest.approx(oracles.TINY_REVENUE[policy], abs=0.0065)
 
 
 @pytest.mark.parametrize("policy", oracles.POLICIES)
