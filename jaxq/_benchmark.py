@@ -74,7 +74,7 @@ class RunningCluster:
     ):
         block = engine._block(instance, policy, n_gpus, replications)
         program = engine._program(instance, policy, n_gpus, block)
-        keys = jax.device_put(replication_keys(jax.random.key(seed), 0, block), program.sharding(1))
+        keys = jax.device_put(replication_keys(jax.random.key(seed), np.arange(block)), program.sharding(1))
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
         self.program, self.replications, self.n_gpus = program, block, n_gpus
         self.step = engine.stepper.step_of(instance, policy) if isinstance(engine.stepper, Leap) else None

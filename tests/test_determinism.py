@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 from scipy import stats
 
+from jaxq import InputError, policies
+from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.record import Record
 from jaxq._engine.steppers import Exact, Leap
 
@@ -61,6 +64,35 @@ def digests_on(devices: int) -> dict[str, str]:
 def check_devices(devices: int) -> None:
     assert len(jax.devices()) == 2
     assert digests_on(devices) == {kind: digest(small_run(kind)) for kind in STEPPERS}
+
+
+@pytest.mark.parametrize("kind", STEPPERS)
+def test_policies_that_run_together_give_the_bits_of_separate_runs(kind):
+    """Three partitions and plans, in blocks that cut through the replications of one."""
+    instance = oracles.reference_cluster().instance()
+    made = policies.gate_and_route(instance)
+    several = [
+        eqx.tree_at(
+            lambda p: (p.partition.mixed_share, p.gate.prefills),
+            made,
+            (np.float64(share), share * np.asarray(weights)),
+        )
+        for share, weights in ((0.2, (0.5, 0.5)), (0.45, (0.9, 0.1)), (0.3, (0.0, 1.0)))
+    ]
+    arguments = dict(n_gpus=10, horizon=20.0, warmup=5.0, replications=20, key=jax.random.key(3))
+    engine = ClusterEngine(STEPPERS[kind], block=16)
+    together = engine.run_together(instance, several, first=2, **arguments)
+    for policy, record in zip(several, together, strict=True):
+        assert identical(record, engine.run(instance, policy, first=2, **arguments))
+    assert not identical(together[0], together[1])
+
+
+def test_policies_of_different_structure_cannot_run_together():
+    instance = oracles.reference_cluster().instance()
+    pair = [policies.gate_and_route(instance), policies.sarathi(instance)]
+    arguments = dict(n_gpus=10, horizon=20.0, warmup=5.0, replications=20, key=jax.random.key(3))
+    with pytest.raises(InputError, match="^policies: expected the same gate, router"):
+        ClusterEngine().run_together(instance, pair, **arguments)
 
 
 def test_one_device_gives_the_bits_of_two():

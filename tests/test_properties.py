@@ -96,7 +96,9 @@ def path(
     """The engine's state after each of a few windows of growing length."""
     engine = ClusterEngine(stepper)
     program = engine._program(instance, policy, n_gpus, replications)
-    keys = jax.device_put(replication_keys(jax.random.key(seed), 0, replications), program.sharding(1))
+    keys = jax.device_put(
+        replication_keys(jax.random.key(seed), np.arange(replications)), program.sharding(1)
+    )
     fixed = (
         jax.tree.leaves(device_policy(policy)),
         numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus)),

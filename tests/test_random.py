@@ -37,7 +37,7 @@ def words(view: str, purpose: Purpose = Purpose.GPU, seed: int = 0, **held: int)
     lane, index, window = held.get("lane", 3), held.get("index", 7), held.get("window", 5)
     along = jnp.arange(COUNT, dtype=jnp.int32)
     replications = COUNT if view == "replication" else 1
-    keys = replication_keys(jax.random.key(seed), held.get("first", 0), replications)
+    keys = replication_keys(jax.random.key(seed), held.get("first", 0) + np.arange(replications))
     if view == "window":
         rows = jax.vmap(lambda w: stream(keys, purpose, w, jnp.asarray([index]), "hash").words(lane))(along)
         return np.asarray(rows).ravel()
@@ -109,8 +109,8 @@ def test_no_word_repeats_more_often_than_chance():
 @pytest.mark.parametrize("generator", ["hash", "threefry"])
 def test_words_depend_on_key_and_counters_only(generator):
     """Neither on the batch of replications nor on the lanes drawn beside."""
-    whole = replication_keys(jax.random.key(5), 0, 12)
-    part = replication_keys(jax.random.key(5), 4, 3)
+    whole = replication_keys(jax.random.key(5), np.arange(12))
+    part = replication_keys(jax.random.key(5), 4 + np.arange(3))
     assert np.array_equal(whole[:, 4:7], part)
     index = jnp.arange(12)
     lanes = jnp.arange(6)[:, None]

@@ -331,7 +331,7 @@ def test_balance_of_a_record_is_arrivals_less_what_left_and_what_stayed():
 
 def test_pieces_of_a_record_join_to_the_same_bits():
     whole = random_record(8, replications=7)
-    parts = [whole.head(3)]
+    parts = [whole.part(0, 3)]
     parts.append(
         Record.concatenate(
             [
@@ -344,7 +344,7 @@ def test_pieces_of_a_record_join_to_the_same_bits():
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
     for name in QUANTITIES:
         np.testing.assert_array_equal(result(joined).estimate(name).mean, result(whole).estimate(name).mean)
-    first = result(whole.head(1)).per_replication("revenue_separate")
+    first = result(whole.part(0, 1)).per_replication("revenue_separate")
     np.testing.assert_array_equal(first, result(whole).per_replication("revenue_separate")[:1])
 
 
@@ -588,9 +588,9 @@ def test_the_baseline_can_be_chosen_and_labels_given():
 
 def test_results_of_different_length_are_paired_over_what_both_have():
     base, better = pair(noise=2.0)
-    short = result(better.record.head(4), policy_name="short")
+    short = result(better.record.part(0, 4), policy_name="short")
     paired = compare([base, short]).differences["short"]["revenue_bundled"]
-    both = compare({"base": result(base.record.head(4)), "short": short}).differences["short"][
+    both = compare({"base": result(base.record.part(0, 4)), "short": short}).differences["short"][
         "revenue_bundled"
     ]
     assert paired.difference.count == 4
@@ -599,7 +599,7 @@ def test_results_of_different_length_are_paired_over_what_both_have():
 
 def test_single_replications_are_paired_by_batches():
     base, better = pair(noise=2.0)
-    one, other = result(base.record.head(1)), result(better.record.head(1), policy_name="other")
+    one, other = result(base.record.part(0, 1)), result(better.record.part(0, 1), policy_name="other")
     paired = compare([one, other]).differences["other"]["revenue_bundled"]
     assert paired.difference.count == 20
 

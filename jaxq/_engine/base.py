@@ -22,12 +22,12 @@ PerClass = Int[Array, "classes replications"]
 class Numbers(eqx.Module):
     """The numbers of one run, as float32 with a trailing axis for replications: nothing here is a shape.
 
-    `n_gpus` n, `mixed_gpus` M (n without a partition), `batch_size` B; rates of each class in 1/s,
-    `arrival_rate` of the whole cluster.
+    `n_gpus` n, `mixed_gpus` M (n without a partition; one a replication when policies run together),
+    `batch_size` B; rates of each class in 1/s, `arrival_rate` of the whole cluster.
     """
 
     n_gpus: Int[Array, "1"]
-    mixed_gpus: Int[Array, "1"]
+    mixed_gpus: Int[Array, " #replications"]
     batch_size: Int[Array, "1"]
     arrival_rate: Float[Array, "classes 1"]
     patience_rate: Float[Array, "classes 1"]
@@ -36,13 +36,13 @@ class Numbers(eqx.Module):
     mu_solo: Float[Array, "classes 1"]
 
     @property
-    def solo_capacity(self) -> Int[Array, "1"]:
+    def solo_capacity(self) -> Int[Array, " #replications"]:
         """Decode slots of the solo group, B (n - M)."""
         return self.batch_size * (self.n_gpus - self.mixed_gpus)
 
 
-def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int) -> Numbers:
-    """Lower an instance to the engine's precision."""
+def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int | np.ndarray) -> Numbers:
+    """Lower an instance to the engine's precision; `mixed_gpus` may differ between replications."""
 
     def column(value: Any) -> Array:
         return jnp.asarray(np.asarray(value, np.float64)[:, None], jnp.float32)
@@ -52,7 +52,7 @@ def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int) -> Numbers:
 
     return Numbers(
         n_gpus=whole(n_gpus),
-        mixed_gpus=whole(mixed_gpus),
+        mixed_gpus=jnp.asarray(np.atleast_1d(mixed_gpus), jnp.int32),
         batch_size=whole(instance.batch_size),
         arrival_rate=column(n_gpus * np.asarray(instance.workload.arrival_rate)),
         patience_rate=column(instance.workload.patience_rate),
@@ -62,20 +62,22 @@ def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int) -> Numbers:
     )
 
 
-def device_policy(policy: Policy) -> Policy:
+def device_policy(policy: Policy, *others: Policy, lanes: np.ndarray | None = None) -> Policy:
     """The gate and the router with float32 arrays and a trailing axis for replications.
 
-    The partition stays on the host: engines see its size as `Numbers.mixed_gpus`.
+    Of length one for a single policy; of several, `lanes` says which one each replication follows. The
+    partition stays on the host: engines see its size as `Numbers.mixed_gpus`.
     """
 
-    def lower(leaf: Any) -> Any:
-        if isinstance(leaf, float | int | np.ndarray | np.generic | jax.Array):
-            array = jnp.asarray(leaf)
-            array = array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
-            return array[..., None]
-        return leaf
+    def lower(*leaves: Any) -> Any:
+        if not isinstance(leaves[0], float | int | np.ndarray | np.generic | jax.Array):
+            return leaves[0]
+        array = np.stack([np.asarray(leaf) for leaf in leaves], axis=-1)
+        array = array if lanes is None else array[..., lanes]
+        return jnp.asarray(array, jnp.float32 if np.issubdtype(array.dtype, np.floating) else None)
 
-    gate, router = jax.tree.map(lower, (policy.gate, policy.router))
+    parts = [(p.gate, p.router) for p in (policy, *others)]
+    gate, router = jax.tree.map(lower, *parts)
     return eqx.tree_at(lambda p: (p.gate, p.router), policy, (gate, router))
 
 

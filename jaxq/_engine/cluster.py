@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -93,16 +93,57 @@ class ClusterEngine(eqx.Module):
         of `Leap` is too long; `SimulationError` when a router leaves a request without a place, naming the
         replication.
         """
+        (record,) = self.run_together(
+            instance,
+            [policy],
+            n_gpus=n_gpus,
+            horizon=horizon,
+            warmup=warmup,
+            key=key,
+            replications=replications,
+            first=first,
+            progress=progress,
+            n_windows=n_windows,
+        )
+        return record
+
+    def run_together(
+        self,
+        instance: Instance,
+        policies: Sequence[Policy],
+        *,
+        n_gpus: int,
+        horizon: float,
+        warmup: float,
+        key: jax.Array,
+        replications: int,
+        first: int = 0,
+        progress: Progress | None = None,
+        n_windows: int | None = None,
+    ) -> list[Record]:
+        """`run` for several policies that differ in their numbers alone, as one large run.
+
+        Each is simulated for the same replications, with the same random numbers.
+
+        **Returns:** a `Record` for each policy. **Raises:** as `run`; `InputError` when the policies differ
+        in structure.
+        """
         windows = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
-        block = self._block(instance, policy, n_gpus, replications)
-        starts = range(first, first + replications, block)
-        total = len(starts) * len(windows.lengths)
+        group = _Group.of(policies, n_gpus)
+        total = len(policies) * replications
+        block = self._block(instance, group.widest, n_gpus, total)
+        starts = range(0, total, block)
+        pieces = len(starts) * len(windows.lengths)
         records = []
         for b, start in enumerate(starts):
-            report = functools.partial(_report, progress, b * len(windows.lengths), total)
-            record = self._run_block(instance, policy, n_gpus, windows, key, start, block, report)
-            records.append(record.head(min(block, first + replications - start)))
-        return Record.concatenate(records)
+            report = functools.partial(_report, progress, b * len(windows.lengths), pieces)
+            lanes = np.arange(start, start + block)
+            follows = np.minimum(lanes // replications, len(policies) - 1)
+            numbers = first + lanes - replications * follows
+            record = self._run_block(instance, group, n_gpus, windows, key, follows, numbers, report)
+            records.append(record.part(0, min(block, total - start)))
+        record = Record.concatenate(records)
+        return [record.part(k * replications, replications) for k in range(len(policies))]
 
     def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
         """One line about how a run would go: the stepper and its step, the padded shape, the devices."""
@@ -156,30 +197,35 @@ class ClusterEngine(eqx.Module):
             share = min(share, self.block)
         return devices * LANES * -(-share // LANES)
 
-    def _program(self, instance: Instance, policy: Policy, n_gpus: int, block: int) -> _Program:
-        lowered = device_policy(policy)
-        leaves, structure = jax.tree.flatten(lowered)
+    def _program(
+        self, instance: Instance, policy: Policy, n_gpus: int, block: int, together: bool = False
+    ) -> _Program:
+        lanes = np.zeros(block, int) if together else None
+        leaves, structure = jax.tree.flatten(device_policy(policy, lanes=lanes))
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         shape = _shape(instance, policy, n_gpus)
         kind = "leap" if isinstance(self.stepper, Leap) else "exact"
-        return _program(kind, shape, self.generator, structure, shapes, block, len(jax.devices()))
+        return _program(kind, shape, self.generator, structure, shapes, block, len(jax.devices()), together)
 
     def _run_block(
         self,
         instance: Instance,
-        policy: Policy,
+        group: _Group,
         n_gpus: int,
         windows: _Windows,
         key: jax.Array,
-        first: int,
-        block: int,
+        follows: np.ndarray,
+        replications: np.ndarray,
         report: Callable[[int], None],
     ) -> Record:
+        policy = group.widest
         step = self.stepper.step_of(instance, policy) if isinstance(self.stepper, Leap) else None
-        program = self._program(instance, policy, n_gpus, block)
-        numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
-        keys = jax.device_put(replication_keys(key, first, block), program.sharding(1))
-        fixed = (jax.tree.leaves(device_policy(policy)), numbers, keys)
+        together = len(group.policies) > 1
+        program = self._program(instance, policy, n_gpus, len(follows), together)
+        lowered = device_policy(*group.policies, lanes=follows if together else None)
+        mixed = group.mixed_gpus[follows] if together else group.mixed_gpus
+        keys = jax.device_put(replication_keys(key, replications), program.sharding(1))
+        fixed = (jax.tree.leaves(lowered), numbers_of(instance, n_gpus, mixed), keys)
         state = program.start(*fixed)
         rows = []
         for w, length in enumerate(windows.lengths):
@@ -191,7 +237,7 @@ class ClusterEngine(eqx.Module):
                 kept.append(totals)
             host = jax.device_get(kept)
             report(w + 1)
-            _check_status(program.status(state), first)
+            _check_status(program.status(state), replications)
             rows.append(_summed(host))
         return _record(rows, windows, program.levels(state), n_gpus, step)
 
@@ -213,11 +259,12 @@ def _pace(length: float, step: float | None) -> tuple[jax.Array, jax.Array]:
     )
 
 
-def _check_status(status: jax.Array, first: int) -> None:
+def _check_status(status: jax.Array, replications: np.ndarray) -> None:
     bad = np.flatnonzero(np.asarray(status))
     if bad.size:
+        number = int(replications[bad[0]])
         raise SimulationError(
-            f"replication {first + int(bad[0])}: the router had no pool with room for a finished request; "
+            f"replication {number}: the router had no pool with room for a finished request; "
             "give it a buffer (Pool.WAIT) or another pool with a finite preference"
         )
 
@@ -250,6 +297,29 @@ def _record(
         final={name: np.asarray(value, np.int64) for name, value in final.items()},
         **{name: np.stack([row[name] for row in rows]) for name in rows[0]},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Policies that run together, the size of the mixed group of each, and the one for which it is
+    largest."""
+
+    policies: tuple[Policy, ...]
+    mixed_gpus: np.ndarray
+    widest: Policy
+
+    @classmethod
+    def of(cls, policies: Sequence[Policy], n_gpus: int) -> _Group:
+        if not policies:
+            raise InputError("policies: expected at least one")
+        first = policies[0]
+        # What differs may be numbers and names: names are part of a tree's structure.
+        policies = tuple(dataclasses.replace(policy, name=first.name) for policy in policies)
+        kinds = [jax.tree.map(np.shape, policy) for policy in policies]
+        if any(not eqx.tree_equal(kind, kinds[0]) for kind in kinds):
+            raise InputError("policies: expected the same gate, router, partition or none, and shapes in all")
+        mixed = np.asarray([policy.mixed_gpus(n_gpus) for policy in policies])
+        return cls(policies, mixed, policies[int(np.argmax(mixed))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +356,7 @@ class _Program:
         shapes: tuple,
         block: int,
         devices: int,
+        together: bool,
     ):
         self.mesh = Mesh(np.asarray(jax.devices()[:devices]), ("replications",))
         self.module = leap if kind == "leap" else exact
@@ -303,12 +374,19 @@ class _Program:
             return self.module.advance(chain(leaves, numbers, keys), state, window, length, steps)
 
         leaves = [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in shapes]
-        numbers = jax.eval_shape(lambda: _numbers_like(shape.classes))
+        numbers = jax.eval_shape(lambda: _numbers_like(shape.classes, block if together else 1))
         keys = jax.ShapeDtypeStruct((2, block), np.uint32)
         state = jax.eval_shape(start, leaves, numbers, keys)
         totals = jax.eval_shape(lambda: Totals.zeros(shape.classes, block))
         spec = PartitionSpec
-        fixed = (spec(), spec(), spec(None, "replications"))
+
+        # Arrays with one entry for each replication are spread with them; of the rest all have a copy.
+        def own_axis(leaf: jax.ShapeDtypeStruct) -> int | None:
+            return leaf.ndim - 1 if together and leaf.shape[-1:] == (block,) else None
+
+        self.own_axes = jax.tree.map(own_axis, (leaves, numbers))
+        own_specs = jax.tree.map(_spec, self.own_axes, is_leaf=lambda axis: axis is None)
+        fixed = (*own_specs, spec(None, "replications"))
         state_specs = jax.tree.map(lambda axis: _spec(axis), self.module.replication_axes(state))
         total_specs = jax.tree.map(lambda leaf: _spec(leaf.ndim - 1), totals)
         scalar = spec()
@@ -321,7 +399,7 @@ class _Program:
         )
         i32, f32 = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.float32)
         place = functools.partial(self._placed)
-        given = (place(leaves, None), place(numbers, None), place(keys, 1))
+        given = (*self._placed_own((leaves, numbers)), place(keys, 1))
         state = jax.tree.map(
             lambda leaf, axis: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(axis)),
             state,
@@ -338,7 +416,13 @@ class _Program:
 
     def sharding(self, axis: int | None) -> NamedSharding:
         """Replications along `axis` spread over the devices; None: every device has a copy."""
-        return NamedSharding(self.mesh, PartitionSpec() if axis is None else _spec(axis))
+        return NamedSharding(self.mesh, _spec(axis))
+
+    def _placed_own(self, trees: tuple[Any, Any]) -> tuple[Any, Any]:
+        def placed(axis: int | None, leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.sharding(axis))
+
+        return jax.tree.map(placed, self.own_axes, trees, is_leaf=lambda axis: axis is None)
 
     def _placed(self, tree: Any, axis: int | None) -> Any:
         sharding = self.sharding(axis)
@@ -349,16 +433,22 @@ class _Program:
     def _put(self, tree: Any) -> Any:
         return jax.device_put(tree, self.sharding(None))
 
+    def _put_own(self, leaves: Any, numbers: Any) -> tuple[Any, Any]:
+        def put(axis: int | None, leaf: Any) -> Any:
+            return jax.device_put(leaf, self.sharding(axis))
+
+        return jax.tree.map(put, self.own_axes, (leaves, numbers), is_leaf=lambda axis: axis is None)
+
     def start(self, leaves: Any, numbers: Any, keys: Any) -> Any:
         """An empty cluster."""
-        return self._start(self._put(leaves), self._put(numbers), keys)
+        return self._start(*self._put_own(leaves, numbers), keys)
 
     def advance(
         self, leaves: Any, numbers: Any, keys: Any, state: Any, window: Any, length: Any, steps: Any
     ) -> tuple[Any, Totals]:
         """One window on."""
         return self._advance(
-            self._put(leaves), self._put(numbers), keys, state, *self._put((window, length, steps))
+            *self._put_own(leaves, numbers), keys, state, *self._put((window, length, steps))
         )
 
     def status(self, state: Any) -> Any:
@@ -370,8 +460,8 @@ class _Program:
         return self.module.levels_of(state)
 
 
-def _spec(axis: int) -> PartitionSpec:
-    return PartitionSpec(*([None] * axis), "replications")
+def _spec(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*([None] * axis), "replications")
 
 
 def _compiler_options(devices: int) -> dict[str, str | bool]:
@@ -380,13 +470,20 @@ def _compiler_options(devices: int) -> dict[str, str | bool]:
     return {"xla_cpu_multi_thread_eigen": False} if busy else {}
 
 
-def _numbers_like(classes: int) -> Numbers:
+def _numbers_like(classes: int, partitions: int) -> Numbers:
     one, column = jnp.zeros(1, jnp.int32), jnp.zeros((classes, 1), jnp.float32)
-    return Numbers(one, one, one, column, column, column, column, column)
+    return Numbers(one, jnp.zeros(partitions, jnp.int32), one, column, column, column, column, column)
 
 
 @functools.lru_cache(maxsize=256)
 def _program(
-    kind: str, shape: Shape, generator: Generator, structure: Any, shapes: tuple, block: int, devices: int
+    kind: str,
+    shape: Shape,
+    generator: Generator,
+    structure: Any,
+    shapes: tuple,
+    block: int,
+    devices: int,
+    together: bool,
 ) -> _Program:
-    return _Program(kind, shape, generator, structure, shapes, block, devices)
+    return _Program(kind, shape, generator, structure, shapes, block, devices, together)

@@ -470,7 +470,7 @@ def initial_state(chain: Chain) -> ExactState:
     zero = jnp.zeros((shape.classes, replications), jnp.int32)
     buffers = len(chain.policy.router.buffers)
     words = -(-shape.gpus // gpu_set.WORD)
-    everyone = gpu_set.first(chain.numbers.mixed_gpus[0], words, replications)
+    everyone = gpu_set.first(jnp.broadcast_to(chain.numbers.mixed_gpus, (replications,)), words)
     nobody = jnp.zeros_like(everyone)
     none = jnp.zeros(replications, jnp.int32)
     empty = chain.in_pool

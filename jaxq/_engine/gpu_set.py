@@ -62,9 +62,8 @@ def _word_of_rank(
     return word, index, rank - before
 
 
-def first(count: Int[Array, ""], words: int, replications: int) -> Words:
-    """The set of the GPUs 0, 1, ..., count - 1 in every replication."""
-    left = jnp.clip(count - WORD * jnp.arange(words), 0, WORD).astype(jnp.uint32)
+def first(count: Gpu, words: int) -> Words:
+    """The set of the GPUs 0, 1, ..., count - 1."""
+    left = jnp.clip(count - WORD * jnp.arange(words)[:, None], 0, WORD).astype(jnp.uint32)
     full = jnp.uint32(0xFFFFFFFF)
-    bits = jnp.where(left == WORD, full, (jnp.uint32(1) << (left % WORD)) - jnp.uint32(1))
-    return jnp.broadcast_to(bits[:, None], (words, replications))
+    return jnp.where(left == WORD, full, (jnp.uint32(1) << (left % WORD)) - jnp.uint32(1))

@@ -12,6 +12,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Float, Int, Shaped, UInt32
 
@@ -34,12 +35,13 @@ class Purpose(enum.IntEnum):
     PLACE = 9
 
 
-def replication_keys(key: jax.Array, first: int, count: int) -> UInt32[Array, "2 replications"]:
-    """Two words for each of `count` replications, numbered from `first`: the same whatever the batch."""
-    numbers = jnp.arange(first, first + count, dtype=jnp.uint32)
-    return jax.vmap(lambda r: jax.random.bits(jax.random.fold_in(key, r), (2,), jnp.uint32), out_axes=1)(
-        numbers
-    )
+def replication_keys(key: jax.Array, numbers: np.ndarray) -> UInt32[Array, "2 replications"]:
+    """Two words for each replication by its number: the same whatever the batch."""
+
+    def words(number: Array) -> Array:
+        return jax.random.bits(jax.random.fold_in(key, number), (2,), jnp.uint32)
+
+    return jax.vmap(words, out_axes=1)(jnp.asarray(numbers, jnp.uint32))
 
 
 def _mix(x: UInt32[Array, "*shape"], extra: UInt32[Array, "*#shape"] | int) -> UInt32[Array, "*shape"]:

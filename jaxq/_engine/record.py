@@ -102,9 +102,9 @@ class Record(eqx.Module):
         left = self.abandoned_prefill + self.abandoned_decode + self.completions
         return (self.arrivals - left).sum(axis=0) - sum(self.final.values())
 
-    def head(self, replications: int) -> Record:
-        """The first `replications` of them."""
-        return self._map(lambda arrays: arrays[0][..., :replications], [self])
+    def part(self, first: int, replications: int) -> Record:
+        """`replications` of them, from the one at position `first` on."""
+        return self._map(lambda arrays: arrays[0][..., first : first + replications], [self])
 
     @classmethod
     def concatenate(cls, records: Sequence[Record]) -> Record:
