@@ -43,9 +43,9 @@ WORD = 32
 STEPS_PER_SUM = 128
 """Steps whose integrals are added up before they join those of the window."""
 
-OFFERS = 64
-"""Which word of `Purpose.PLACE` chooses the GPUs that arrivals offer to the gate; the others are numbered
-from 0, one for each set of GPUs that takes requests."""
+FIRST_START, OFFERS = 64, 63
+"""Words of `Purpose.PLACE` that choose the GPUs on which prefills start, by kind, and those that arrivals
+offer to the gate; the words from 0 on choose the GPUs of each set that takes finished requests."""
 
 Mask = Bool[Array, "replications gpus"]
 PerReplication = Int[Array, " replications"]
@@ -83,17 +83,23 @@ class Happened(eqx.Module):
 class Starting(eqx.Module):
     """The gate's decisions so far in a step.
 
-    - `prefills`, `prefill_queue`: as after all completions of the step.
-    - `left`: GPUs at which a decision is still to be taken.
+    - `prefills`: as after all completions of the step; `prefill_queue`: with the arrivals known so far.
+    - `coming`: arrivals that no decision knows yet.
+    - `left`: GPUs on which something happened and at which a decision is still to be taken.
+    - `idle`: GPUs that could start a prefill for an arrival.
     - `here`, `elsewhere`: completed prefills that no decision knows yet, on GPUs that can and that cannot
       start another (no rows of the second kind under a partition).
+    - `started`: prefills started, by kind of GPU (`Chain.start_kinds`) and class.
     """
 
     prefills: PerClass
     prefill_queue: PerClass
+    coming: PerClass
     left: PerReplication
+    idle: PerReplication
     here: PerClass
     elsewhere: Int[Array, "elsewhere_classes replications"]
+    started: Int[Array, "kinds classes replications"]
 
 
 class Placing(eqx.Module):
@@ -268,39 +274,61 @@ class Chain(AbstractChain):
     def gate(self, state: LeapState, happened: Happened, code: Array, rand: Callable) -> LeapState:
         """Start prefills, one decision after another.
 
-        Decisions fall at the GPUs on which something happened, and at a random GPU for each arrival. Events
-        of a step happen in random order, so a decision must not know the prefills that complete after it:
-        each turn is one of them (on a GPU that cannot start another), or a decision at a GPU whose own
-        prefill has just completed, or a decision at another GPU.
+        Decisions fall at the GPUs on which something happened, and at a random idle GPU for each arrival.
+        Events of a step happen in random order, and a decision must not know what comes after it: each turn
+        is a prefill that completes on a GPU which cannot start another, or a GPU on which something
+        happened (its own prefill may have completed), or an arrival.
         """
+        classes = self.shape.classes
         words, places = rand(Purpose.GATE), rand(Purpose.PLACE)
         can_start = self.can_start(state)
-        able = self.once(_bits(can_start))
-        idle, before = self.once((_size(able), state.levels))
+        able, touched = self.once((_bits(can_start), _bits(can_start & (code > 0))))
+        untouched = able & ~touched
+        events, idle, before = self.once((_size(touched), _size(untouched), state.levels))
         arrivals = jnp.minimum(class_sum(happened.arrived), idle)
-        touched = _bits(can_start & (code > 0))
-        offered = self.once(touched | self.members(able, idle, arrivals[None], places.words(OFFERS))[0])
         here = self.once(self.finished_where(can_start, happened, code))
         start = Starting(
             prefills=before.prefills,
-            prefill_queue=before.prefill_queue,
-            left=_size(offered),
+            prefill_queue=before.prefill_queue - happened.arrived,
+            coming=happened.arrived,
+            left=events,
+            idle=idle,
             here=here,
             elsewhere=here[:0] if self.shape.partitioned else happened.finished - here,
+            started=jnp.zeros((self.start_kinds, *here.shape), jnp.int32),
         )
-        start = self.once(start)
         available = self.room_by_pool(state)
-
-        def propose(turn: Array, now: Starting) -> Decision:
-            return self.propose_start(words, turn, now, before, idle, available)
-
-        end = take_turns(propose, self.start, start)
-        chosen = self.choose(offered, start.left, end.prefills - before.prefills, places.words(0))
+        start, keeps_room = self.once((start, _waiting(before) == 0))
+        end = take_turns(
+            lambda turn, now: self.propose_start(words, turn, now, before, available),
+            lambda now, decision: self.start(now, decision, keeps_room),
+            start,
+        )
+        # GPUs are chosen where the decisions fell.
+        free = self.once(touched | self.members(untouched, idle, arrivals[None], places.words(OFFERS))[0])
+        chosen = [jnp.zeros_like(able)] * classes
+        for kind, amounts in enumerate(end.started):
+            among = free
+            if kind + 1 < self.start_kinds:
+                among = free & _bits(code == 1 + classes + kind)
+            taken = self.members(among, _size(among), amounts, places.words(FIRST_START + kind))
+            taken = self.once(taken)
+            chosen = [old | new for old, new in zip(chosen, taken, strict=True)]
+            for members in taken:
+                free = free & ~members
         prefill = state.prefill
-        for c in range(self.shape.classes):
-            prefill = jnp.where(chosen[c], jnp.asarray(c + 1, prefill.dtype), prefill)
-        levels = replace(before, prefills=end.prefills, prefill_queue=end.prefill_queue)
+        for c, members in enumerate(self.once(chosen)):
+            prefill = jnp.where(_mask(members), jnp.asarray(c + 1, prefill.dtype), prefill)
+        levels = replace(before, prefills=end.prefills, prefill_queue=end.prefill_queue + end.coming)
         return replace(state, prefill=self.once(prefill), levels=levels)
+
+    @property
+    def start_kinds(self) -> int:
+        """Kinds of GPUs that are told apart when prefills start: one, or by the class that completed there.
+
+        Where requests decode on their own GPU, the class that follows another on it shapes its decodes.
+        """
+        return self.shape.classes + 1 if Pool.OWN in self.policy.router.pools else 1
 
     def finished_where(self, mask: Mask, happened: Happened, code: Array) -> PerClass:
         """Completed prefills on the marked GPUs; under a partition every one of them can start another."""
@@ -310,46 +338,61 @@ class Chain(AbstractChain):
         return _tally(jnp.where(mask & (code > classes), code - classes, 0), classes)
 
     def propose_start(
-        self,
-        words: Stream,
-        turn: Array,
-        now: Starting,
-        before: Levels,
-        idle: PerReplication,
-        available: list[Array],
+        self, words: Stream, turn: Array, now: Starting, before: Levels, available: list[Array]
     ) -> Decision:
-        """One turn of the gate: the completed prefill that it reveals, and the class that it starts."""
-        kinds = [*now.here, jnp.maximum(now.left - class_sum(now.here), 0), *now.elsewhere]
+        """One turn of the gate: the event that it is, and the class that then starts."""
+        others = jnp.maximum(now.left - class_sum(now.here), 0)
+        kinds = [*now.here, others, *now.coming, *now.elsewhere]
         weights = [kind.astype(jnp.float32) for kind in kinds]
         event = self.once(draw(weights, words.uniforms(2 * turn))[0])
+        coming = class_sum(now.coming)
+        some = class_sum(now.prefill_queue) + coming > 0
+        open_ = some & ((now.left > 0) | ((now.idle > 0) & (coming > 0)))
         now = self.reveal(now, event)
         hidden = now.here if self.shape.partitioned else now.here + now.elsewhere
         seen = replace(before, prefills=now.prefills + hidden, prefill_queue=now.prefill_queue)
-        still_idle = idle - class_sum(now.prefills - before.prefills)
-        observation = seen.observe(self.numbers, still_idle, available)
+        observation = seen.observe(self.numbers, now.idle, available)
         choice = choose_start(self.policy, observation, words.uniforms(2 * turn + 1))
-        return join([event, choice], where=(now.left > 0) & (class_sum(now.prefill_queue) > 0))
+        return join([event, choice], where=open_)
 
     def reveal(self, now: Starting, event: PerReplication) -> Starting:
-        """Count one completed prefill as known."""
+        """Make an event known; the GPU on which something happened can now start a prefill."""
         classes = self.shape.classes
-        now = replace(now, here=now.here - one_hot(event, classes))
+        here, arrived = one_hot(event, classes), one_hot(event - classes - 1, classes)
+        on_gpu = (event <= classes).astype(jnp.int32)
+        now = replace(
+            now,
+            here=now.here - here,
+            coming=now.coming - arrived,
+            prefill_queue=now.prefill_queue + arrived,
+            left=now.left - on_gpu,
+            idle=now.idle + on_gpu,
+        )
         if self.shape.partitioned:
             return now
-        return replace(now, elsewhere=now.elsewhere - one_hot(event - classes - 1, classes))
+        return replace(now, elsewhere=now.elsewhere - one_hot(event - 2 * classes - 1, classes))
 
-    def start(self, now: Starting, decision: Decision) -> Starting:
-        """The effect of one turn of the gate."""
+    def start(self, now: Starting, decision: Decision, keeps_room: Array) -> Starting:
+        """The effect of one turn of the gate.
+
+        `keeps_room`: whether a GPU that started nothing stays idle; a waiting decode may take its room.
+        """
         classes = self.shape.classes
         event, choice = split(decision, 2)
         now = self.reveal(now, event)
-        decides = event <= classes
+        decides = (event <= 2 * classes) & (now.idle > 0)
         started = one_hot(choice, classes, decides)
+        idle = now.idle - class_sum(started)
+        if not self.shape.partitioned and self.policy.router.buffers:
+            declined = (event <= classes) & (class_sum(started) == 0)
+            idle = idle - (declined & ~keeps_room).astype(jnp.int32)
+        kind = one_hot(jnp.minimum(event, self.start_kinds - 1), self.start_kinds)
         return replace(
             now,
             prefills=now.prefills + started,
             prefill_queue=now.prefill_queue - started,
-            left=now.left - decides.astype(jnp.int32),
+            idle=idle,
+            started=now.started + kind[:, None] * started[None],
         )
 
     def room_by_pool(self, state: LeapState) -> list[Array]:
@@ -634,6 +677,11 @@ def _sums(counts: list[Int[Array, "replications gpus"]]) -> PerClass:
 def _added(decodes: tuple[Array, ...], where: list[Mask]) -> tuple[Array, ...]:
     """One more decode of each class where marked."""
     return tuple(count + mask.astype(count.dtype) for count, mask in zip(decodes, where, strict=True))
+
+
+def _waiting(levels: Levels) -> PerReplication:
+    """Requests that wait for a decode slot."""
+    return sum((class_sum(queue) for queue in levels.decode_queue), jnp.zeros_like(levels.prefills[0]))
 
 
 def _diagonal(amounts: PerClass) -> list[PerClass]:

@@ -15,7 +15,7 @@ from .._policy.base import Policy
 EVENTS_PER_STEP = 0.5
 """Largest expected number of events on one GPU in a step of `Leap`, when it chooses its step itself."""
 
-EVENTS_PER_STEP_BUFFERED = 0.1
+EVENTS_PER_STEP_BUFFERED = 0.25
 """The same for policies without a partition that let finished requests wait: whether a GPU starts a prefill
 or serves its buffer then hangs on the order of arrivals and completions, which a step does not keep."""
 

@@ -26,9 +26,9 @@ def take_turns(
     """The state once no replication has anything left to decide.
 
     Each turn has two halves: `apply` brings the last decision into the state, and `propose(turn, state)`
-    takes the next one. The state travels as one array and the decision as one number, because each array
-    that a loop writes costs XLA's CPU backend one call a turn, and each array that depends on a draw repeats
-    that draw.
+    takes the next one. The state travels as one array (with the number of the turn) and the decision as one
+    number, because each array that a loop writes costs XLA's CPU backend one call a turn, and each array that
+    depends on a draw repeats that draw.
     """
     leaves, structure = jax.tree.flatten(state)
     replications = leaves[0].shape[-1]
@@ -47,16 +47,18 @@ def take_turns(
             first += count
         return jax.tree.unflatten(structure, parts)
 
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        return jnp.any(carry[2] >= 0)
+    def unfinished(carry: tuple[Array, Array]) -> Array:
+        return jnp.any(carry[1] >= 0)
 
-    def turn(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        number, packed, decision = carry
-        state = apply(unpack(packed), decision)
-        return number + 1, pack(state), propose(number + 1, state)
+    def turn(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        packed, decision = carry
+        number = packed[0] + 1
+        state = apply(unpack(packed[1:]), decision)
+        return jnp.concatenate([number[None], pack(state)]), propose(number, state)
 
-    first = jnp.int32(0)
-    return unpack(lax.while_loop(unfinished, turn, (first, pack(state), propose(first, state)))[1])
+    first = jnp.zeros(replications, jnp.int32)
+    start = jnp.concatenate([first[None], pack(state)])
+    return unpack(lax.while_loop(unfinished, turn, (start, propose(first, state)))[0][1:])
 
 
 def join(parts: list[Array], where: Array) -> Decision:
