@@ -195,7 +195,7 @@ def _cell(found: Bias) -> str:
     return f"{found.bias:+.2f} ± {found.half_width:.2f}"
 
 
-def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], machine: str, minutes: float) -> str:
+def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], where: str, command: str) -> str:
     """The page `docs/leap_bias.md`."""
     from jaxq._engine.steppers import EVENTS_PER_STEP, EVENTS_PER_STEP_BUFFERED
 
@@ -239,7 +239,7 @@ def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], machine: str,
         "variates (events less the integral of their rate, mean zero in both) then reduce the noise: median "
         f"half-width {narrow:.3f} % against {plain:.3f} % of the plain paired difference.",
         "",
-        f"Command: `python -m benchmarks.leap_bias`, {minutes:.0f} minutes. Machine: {machine}.",
+        f"Command: {command}. Machine: {where}.",
         "",
     ]
     return "\n".join(lines)
@@ -265,7 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.monotonic()
     names, sizes = chosen.instances.split(","), [int(n) for n in chosen.gpus.split(",")]
     policies = chosen.policies.split(",") if chosen.policies else list(PRESETS)
-    text = report(*measure(names, sizes, policies, chosen.effort), where, (time.monotonic() - begin) / 60)
+    table, extra = measure(names, sizes, policies, chosen.effort)
+    effort = "" if chosen.effort == 1 else f" --effort {chosen.effort:g}"
+    command = f"`python -m benchmarks.leap_bias{effort}`, {(time.monotonic() - begin) / 60:.0f} minutes"
+    text = report(table, extra, where, command)
     complete = (names, sizes, policies) == (list(INSTANCES), [50, 500], list(PRESETS))
     out = chosen.out or (ROOT / "docs" / "leap_bias.md" if complete else None)
     if out is None:

@@ -1,7 +1,9 @@
 """Policies: the published ones by name, and the parts from which to write one's own."""
 
 from ._policy.base import AbstractGate, AbstractRouter, Observation, Partition, Policy, Pool
+from ._policy.feedback import feedback
 from ._policy.gates import FcfsGate, OccupancyGate, PriorityGate, QueueGate
+from ._policy.parameters import Fixed, parameter_names, parameters, with_parameters
 from ._policy.presets import (
     PRESETS,
     TABLE,
@@ -29,6 +31,7 @@ __all__ = [
     "AbstractGate",
     "AbstractRouter",
     "FcfsGate",
+    "Fixed",
     "ImmediateRouter",
     "Observation",
     "OccupancyGate",
@@ -42,12 +45,16 @@ __all__ = [
     "RandomisedRouter",
     "SoloFirstRouter",
     "fcfs_route",
+    "feedback",
     "gate_and_route",
     "gate_fcfs",
     "gate_immediate",
     "load_policy",
+    "parameter_names",
+    "parameters",
     "price_and_pack",
     "prioritize_and_route",
     "sarathi",
     "sli_gate_and_route",
+    "with_parameters",
 ]
