@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._errors import InputError as InputError
     from ._errors import PlanError as PlanError
     from ._errors import SimulationError as SimulationError
+    from ._gradient.finite_difference import FiniteDifference as FiniteDifference
     from ._hardware import IterationTime as IterationTime
     from ._instance import Instance as Instance
     from ._instance_file import load_instance as load_instance
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
+    from ._tune import Tuned as Tuned
+    from ._tune import tune as tune
     from ._workload import Workload as Workload
 
 _HOMES = {
@@ -49,6 +52,7 @@ _HOMES = {
     "_engine.record": ("Record",),
     "_engine.steppers": ("Exact", "Leap"),
     "_errors": ("InputError", "PlanError", "SimulationError"),
+    "_gradient.finite_difference": ("FiniteDifference",),
     "_hardware": ("IterationTime",),
     "_instance": ("Instance",),
     "_instance_file": ("load_instance", "save_instance"),
@@ -59,6 +63,7 @@ _HOMES = {
     "_result_file": ("load_result",),
     "_simulate": ("StatisticsWarning", "simulate"),
     "_statistics": ("Estimate",),
+    "_tune": ("Tuned", "tune"),
     "_workload": ("Workload",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -52,8 +52,8 @@ MUTATIONS = (
     Mutation(
         "thinning dropped: decodes end at the faster mode's rate whatever runs beside them",
         "jaxq/_engine/exact.py",
-        "accepted = self.once(rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)",
-        "accepted = self.once(class_sum(kinds.decode * fastest) >= 0 * here)",
+        "accepted = ~kinds.is_decode | (rand.uniforms(3) * class_sum(kinds.decode * fastest) < here)",
+        "accepted = ~kinds.is_decode | (class_sum(kinds.decode * fastest) >= 0 * here)",
         (f"{TINY}[sarathi]",),
     ),
     Mutation(
@@ -83,6 +83,13 @@ MUTATIONS = (
         "dt * numbers.mu_prefill[c]",
         "0.9 * dt * numbers.mu_prefill[c]",
         ("tests/test_leap.py::test_corner_is_a_classical_queue_at_a_small_step",),
+    ),
+    Mutation(
+        "biased choice: the leap stepper spreads the starts of a step over GPUs at random",
+        "jaxq/_engine/leap.py",
+        "return self.shape.classes + 1 if Pool.OWN in self.policy.router.pools else 1",
+        "return 1",
+        ("tests/test_leap.py::test_prefills_start_where_the_decisions_fell",),
     ),
     Mutation(
         "lost abandonment: requests leave the prefill queue uncounted",

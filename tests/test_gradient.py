@@ -41,10 +41,10 @@ class ThinnedLoss:
         self.policy = policies.with_parameters(made, values)
         self.servers, self.log_odds = made.mixed_gpus(GPUS), log_odds
 
-    def revenue(self, log_odds: float) -> float:
+    def revenue(self, log_odds: float, servers: int | None = None) -> float:
         """Per GPU and second."""
         offered = GPUS * 0.45 / (1 + np.exp(-log_odds))
-        carried = offered * (1 - oracles.erlang_b(self.servers, offered))
+        carried = offered * (1 - oracles.erlang_b(servers or self.servers, offered))
         return float(self.instance.request_value[0]) * carried / GPUS
 
     @property

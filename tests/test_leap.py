@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.leap_bias import Case
 from jaxq import InputError
 from jaxq._engine import counts
 from jaxq._engine.steppers import Exact, Leap, choose_dt, events_per_step, largest_gpu_rate
@@ -176,6 +177,14 @@ def check_default_step(file: str, policy: str, n_gpus: int, measured: float, rep
 @pytest.mark.parametrize("policy", ["gate_immediate"])
 def test_default_step_biases_revenue_by_less_than_a_fifth_of_a_percent(policy):
     check_default_step("a100_qwen8b_two_class.toml", policy, 10, measured=800.0, replications=128)
+
+
+def test_prefills_start_where_the_decisions_fell():
+    """Where requests decode on their own GPU, spreading the starts of a step at random biases revenue by
+    0.28 %. With control variates the interval is ten times narrower than that."""
+    found = Case("azure_pair", "gate_immediate", 50, 0.1).bias()
+    assert found.half_width < 0.03
+    assert abs(found.bias) < 0.12
 
 
 @pytest.mark.slow

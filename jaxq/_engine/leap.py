@@ -279,7 +279,6 @@ class Chain(AbstractChain):
         is a prefill that completes on a GPU which cannot start another, or a GPU on which something
         happened (its own prefill may have completed), or an arrival.
         """
-        classes = self.shape.classes
         words, places = rand(Purpose.GATE), rand(Purpose.PLACE)
         can_start = self.can_start(state)
         able, touched = self.once((_bits(can_start), _bits(can_start & (code > 0))))
@@ -304,23 +303,33 @@ class Chain(AbstractChain):
             lambda now, decision: self.start(now, decision, keeps_room),
             start,
         )
-        # GPUs are chosen where the decisions fell.
-        free = self.once(touched | self.members(untouched, idle, arrivals[None], places.words(OFFERS))[0])
-        chosen = [jnp.zeros_like(able)] * classes
-        for kind, amounts in enumerate(end.started):
-            among = free
-            if kind + 1 < self.start_kinds:
-                among = free & _bits(code == 1 + classes + kind)
+        offers = self.members(untouched, idle, arrivals[None], places.words(OFFERS))[0]
+        prefill = self.run_on(state.prefill, self.once(touched | offers), code, end.started, places)
+        levels = replace(before, prefills=end.prefills, prefill_queue=end.prefill_queue + end.coming)
+        return replace(state, prefill=prefill, levels=levels)
+
+    def run_on(
+        self,
+        prefill: Int[Array, "replications gpus"],
+        free: Words,
+        code: Int[Array, "replications gpus"],
+        started: Int[Array, "kinds classes replications"],
+        places: Stream,
+    ) -> Int[Array, "replications gpus"]:
+        """Start prefills on GPUs of `free`: those of a kind on the GPUs where that kind was decided."""
+        classes = self.shape.classes
+        chosen = [jnp.zeros_like(free)] * classes
+        for kind, amounts in enumerate(started):
+            last = kind + 1 == self.start_kinds
+            among = free if last else free & _bits(code == 1 + classes + kind)
             taken = self.members(among, _size(among), amounts, places.words(FIRST_START + kind))
             taken = self.once(taken)
             chosen = [old | new for old, new in zip(chosen, taken, strict=True)]
             for members in taken:
                 free = free & ~members
-        prefill = state.prefill
         for c, members in enumerate(self.once(chosen)):
             prefill = jnp.where(_mask(members), jnp.asarray(c + 1, prefill.dtype), prefill)
-        levels = replace(before, prefills=end.prefills, prefill_queue=end.prefill_queue + end.coming)
-        return replace(state, prefill=self.once(prefill), levels=levels)
+        return self.once(prefill)
 
     @property
     def start_kinds(self) -> int:
@@ -346,14 +355,14 @@ class Chain(AbstractChain):
         weights = [kind.astype(jnp.float32) for kind in kinds]
         event = self.once(draw(weights, words.uniforms(2 * turn))[0])
         coming = class_sum(now.coming)
-        some = class_sum(now.prefill_queue) + coming > 0
-        open_ = some & ((now.left > 0) | ((now.idle > 0) & (coming > 0)))
+        somebody = class_sum(now.prefill_queue) + coming > 0
+        undecided = somebody & ((now.left > 0) | ((now.idle > 0) & (coming > 0)))
         now = self.reveal(now, event)
         hidden = now.here if self.shape.partitioned else now.here + now.elsewhere
         seen = replace(before, prefills=now.prefills + hidden, prefill_queue=now.prefill_queue)
         observation = seen.observe(self.numbers, now.idle, available)
         choice = choose_start(self.policy, observation, words.uniforms(2 * turn + 1))
-        return join([event, choice], where=open_)
+        return join([event, choice], where=undecided)
 
     def reveal(self, now: Starting, event: PerReplication) -> Starting:
         """Make an event known; the GPU on which something happened can now start a prefill."""
