@@ -17,10 +17,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from .._policy.base import Observation, Pool
-from . import counts
+from . import counts, gpu_words
 from .base import (
     AbstractChain,
     Levels,
@@ -34,11 +34,10 @@ from .base import (
     integrate,
     one_hot,
 )
-from .random import Purpose, Stream, stream, to_index, to_uniform
+from .gpu_words import Mask, PerReplication, Words
+from .random import Purpose, Stream, stream, to_uniform
 from .shape import Shape
 from .turns import Decision, join, split, take_turns
-
-WORD = 32
 
 STEPS_PER_SUM = 128
 """Steps whose integrals are added up before they join those of the window."""
@@ -46,10 +45,6 @@ STEPS_PER_SUM = 128
 FIRST_START, OFFERS = 64, 63
 """Words of `Purpose.PLACE` that choose the GPUs on which prefills start, by kind, and those that arrivals
 offer to the gate; the words from 0 on choose the GPUs of each set that takes finished requests."""
-
-Mask = Bool[Array, "replications gpus"]
-PerReplication = Int[Array, " replications"]
-Words = UInt32[Array, "replications words"]
 
 
 class LeapState(eqx.Module):
@@ -193,7 +188,7 @@ class Chain(AbstractChain):
         """How many of each event happen, from the GPUs' events and one uniform number for each other
         count."""
         numbers, classes, levels = self.numbers, self.shape.classes, state.levels
-        ended, finished = jnp.split(_tally(code, 2 * classes), 2)
+        ended, finished = jnp.split(gpu_words.tally(code, 2 * classes), 2)
         arrivals = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
         mean = jnp.broadcast_to(numbers.arrival_rate * dt, arrivals.shape)
         buffers = levels.decode_queue.shape[0]
@@ -244,7 +239,7 @@ class Chain(AbstractChain):
         """Bring the split between mixed and solo decodes up to date with the prefills that started."""
         levels = state.levels
         busy = state.prefill > 0
-        mixed = self.once(_sums([jnp.where(busy, decodes, 0) for decodes in state.decodes]))
+        mixed = self.once(gpu_words.sums([jnp.where(busy, decodes, 0) for decodes in state.decodes]))
         total = levels.decodes_mixed + levels.decodes_solo
         levels = replace(levels, decodes_mixed=mixed, decodes_solo=total - mixed)
         return replace(state, levels=levels)
@@ -281,9 +276,9 @@ class Chain(AbstractChain):
         """
         words, places = rand(Purpose.GATE), rand(Purpose.PLACE)
         can_start = self.can_start(state)
-        able, touched = self.once((_bits(can_start), _bits(can_start & (code > 0))))
+        able, touched = self.once((gpu_words.bits(can_start), gpu_words.bits(can_start & (code > 0))))
         untouched = able & ~touched
-        events, idle, before = self.once((_size(touched), _size(untouched), state.levels))
+        events, idle, before = self.once((gpu_words.size(touched), gpu_words.size(untouched), state.levels))
         arrivals = jnp.minimum(class_sum(happened.arrived), idle)
         here = self.once(self.finished_where(can_start, happened, code))
         start = Starting(
@@ -303,7 +298,7 @@ class Chain(AbstractChain):
             lambda now, decision: self.start(now, decision, keeps_room),
             start,
         )
-        offers = self.members(untouched, idle, arrivals[None], places.words(OFFERS))[0]
+        offers = gpu_words.members(self.once, untouched, idle, arrivals[None], places.words(OFFERS))[0]
         prefill = self.run_on(state.prefill, self.once(touched | offers), code, end.started, places)
         levels = replace(before, prefills=end.prefills, prefill_queue=end.prefill_queue + end.coming)
         return replace(state, prefill=prefill, levels=levels)
@@ -321,14 +316,14 @@ class Chain(AbstractChain):
         chosen = [jnp.zeros_like(free)] * classes
         for kind, amounts in enumerate(started):
             last = kind + 1 == self.start_kinds
-            among = free if last else free & _bits(code == 1 + classes + kind)
-            taken = self.members(among, _size(among), amounts, places.words(FIRST_START + kind))
-            taken = self.once(taken)
+            among = free if last else free & gpu_words.bits(code == 1 + classes + kind)
+            size, word = gpu_words.size(among), places.words(FIRST_START + kind)
+            taken = self.once(gpu_words.members(self.once, among, size, amounts, word))
             chosen = [old | new for old, new in zip(chosen, taken, strict=True)]
             for members in taken:
                 free = free & ~members
         for c, members in enumerate(self.once(chosen)):
-            prefill = jnp.where(_mask(members), jnp.asarray(c + 1, prefill.dtype), prefill)
+            prefill = jnp.where(gpu_words.mask(members), jnp.asarray(c + 1, prefill.dtype), prefill)
         return self.once(prefill)
 
     @property
@@ -344,7 +339,7 @@ class Chain(AbstractChain):
         if self.shape.partitioned:
             return happened.finished
         classes = self.shape.classes
-        return _tally(jnp.where(mask & (code > classes), code - classes, 0), classes)
+        return gpu_words.tally(jnp.where(mask & (code > classes), code - classes, 0), classes)
 
     def propose_start(
         self, words: Stream, turn: Array, now: Starting, before: Levels, available: list[Array]
@@ -407,7 +402,9 @@ class Chain(AbstractChain):
     def room_by_pool(self, state: LeapState) -> list[Array]:
         """Room in each pool of the router before the gate decides; on a request's own GPU: one slot."""
         nowhere = jnp.zeros(state.prefill.shape, bool)
-        rooms = {atom: _size(_bits(self.in_atom(atom, state, nowhere))) for atom in self.atoms}
+        rooms = {
+            atom: gpu_words.size(gpu_words.bits(self.in_atom(atom, state, nowhere))) for atom in self.atoms
+        }
         if self.shape.partitioned:
             rooms[Pool.SOLO] = self.numbers.solo_capacity - class_sum(state.solo)
         one = jnp.ones_like(state.status)
@@ -426,9 +423,9 @@ class Chain(AbstractChain):
         has_own = Pool.OWN in self.policy.router.pools
         nowhere = jnp.zeros_like(finished_here)
         excluded = finished_here if has_own else nowhere
-        inside = [self.once(_bits(self.in_atom(atom, state, excluded))) for atom in self.atoms]
+        inside = [self.once(gpu_words.bits(self.in_atom(atom, state, excluded))) for atom in self.atoms]
         room = self.in_atom(Pool.MIXED, state, nowhere)
-        own_inside = [self.once(_bits(mask & room)) for mask in finished_class] if has_own else []
+        own_inside = [self.once(gpu_words.bits(mask & room)) for mask in finished_class] if has_own else []
         replications = self.keys.shape[1]
         none = jnp.zeros((classes, replications), jnp.int32)
         start = Placing(
@@ -437,9 +434,9 @@ class Chain(AbstractChain):
             decode_queue=state.levels.decode_queue,
             solo=state.solo if self.shape.partitioned else none[:0],
             own=none if has_own else none[:0],
-            own_room=jnp.stack([_size(words) for words in own_inside]) if has_own else none[:0],
+            own_room=jnp.stack([gpu_words.size(words) for words in own_inside]) if has_own else none[:0],
             atoms=jnp.zeros((len(self.atoms), classes, replications), jnp.int32),
-            room=jnp.stack([_size(words) for words in inside]) if inside else none[:0],
+            room=jnp.stack([gpu_words.size(words) for words in inside]) if inside else none[:0],
             status=state.status,
         )
         start = self.once(start)
@@ -581,106 +578,12 @@ class Chain(AbstractChain):
 
         return take_turns(propose, apply, placed)
 
-    def members(
-        self, words: Words, size: PerReplication, amounts: PerClass, word: UInt32[Array, " replications"]
-    ) -> list[Words]:
-        """The members of a set of GPUs that take a request of each class, as sets.
-
-        Members are numbered from a random one on; the first so many take class 0, the next class 1, and so
-        on. Each member has the same chance of every class.
-        """
-        number = lax.population_count(words).astype(jnp.int32)
-        before, first = _before(number), to_index(word, size)
-        edges = [first]
-        for amount in amounts:
-            edges.append(edges[-1] + amount)
-        number, before, edges, size = self.once((number, before, edges, size))
-
-        def up_to(edge: PerReplication) -> Words:
-            return _lowest(words, jnp.clip(edge[:, None] - before, 0, number))
-
-        # Members with numbers below each edge; beyond the last member the count goes on from the first.
-        direct = [up_to(edge) for edge in edges]
-        around = [up_to(edge - size) for edge in edges]
-        return [(direct[c + 1] & ~direct[c]) | (around[c + 1] & ~around[c]) for c in range(amounts.shape[0])]
-
     def choose(
         self, words: Words, size: PerReplication, amounts: PerClass, word: UInt32[Array, " replications"]
     ) -> list[Mask]:
-        """The same as `members`, with one truth value for each GPU."""
-        return [_mask(members) for members in self.once(self.members(words, size, amounts, word))]
-
-
-# Sums over GPUs go by words of 32 GPUs, several counts packed in one integer: XLA's CPU backend fuses a sum
-# over 32 with what it sums, while it writes out the operands of a longer one and reduces them in a slow
-# loop.
-
-
-def _bits(mask: Mask) -> Words:
-    """A set of GPUs as bits."""
-    lanes = jnp.arange(WORD, dtype=jnp.uint32)
-    by_word = mask.reshape(mask.shape[0], -1, WORD)
-    return jnp.sum(jnp.where(by_word, jnp.uint32(1) << lanes, jnp.uint32(0)), axis=2, dtype=jnp.uint32)
-
-
-def _mask(words: Words) -> Mask:
-    """A set of GPUs as one truth value each."""
-    lanes = jnp.arange(WORD, dtype=jnp.uint32)
-    return (((words[:, :, None] >> lanes) & 1) > 0).reshape(words.shape[0], -1)
-
-
-def _lowest(words: Words, count: Int[Array, "replications words"]) -> Words:
-    """The `count` lowest members in each word; `count` from 0 to the number of members."""
-    position = jnp.zeros_like(words)
-    for step in (16, 8, 4, 2, 1):
-        below = (jnp.uint32(1) << (position + step)) - 1
-        fits = lax.population_count(words & below).astype(jnp.int32) <= count
-        position = jnp.where(fits, position + step, position)
-    all_of_them = lax.population_count(words).astype(jnp.int32) == count
-    return jnp.where(all_of_them, words, words & ((jnp.uint32(1) << position) - 1))
-
-
-def _size(words: Words) -> PerReplication:
-    """Number of members of a set."""
-    return jnp.sum(lax.population_count(words).astype(jnp.int32), axis=1)
-
-
-def _before(number: Int[Array, "replications words"]) -> Int[Array, "replications words"]:
-    """Sum of all earlier words' numbers."""
-    count = number.shape[1]
-    if count > WORD:
-        return jnp.cumsum(number, axis=1) - number
-    earlier = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
-    return jnp.sum(jnp.where(earlier, number[:, None, :], 0), axis=2)
-
-
-def _tally(code: Int[Array, "replications gpus"], kinds: int) -> Int[Array, "kinds replications"]:
-    """How many GPUs have each code from 1 to `kinds`."""
-    per_word, bits = 5, 6
-    by_word = code.reshape(code.shape[0], -1, WORD).astype(jnp.int32)
-    rows = []
-    for first in range(1, kinds + 1, per_word):
-        here = (by_word >= first) & (by_word < first + per_word)
-        shift = jnp.where(here, bits * (by_word - first), 0)
-        packed = jnp.sum(jnp.where(here, jnp.int32(1) << shift, 0), axis=2, dtype=jnp.int32)
-        for k in range(min(per_word, kinds + 1 - first)):
-            rows.append(jnp.sum((packed >> (bits * k)) & ((1 << bits) - 1), axis=1))
-    return jnp.stack(rows)
-
-
-def _sums(counts: list[Int[Array, "replications gpus"]]) -> PerClass:
-    """The sum over GPUs of small counts (up to 256), by class."""
-    by_word = [count.reshape(count.shape[0], -1, WORD).astype(jnp.int32) for count in counts]
-    rows = []
-    for first in range(0, len(counts), 2):
-        pair = by_word[first]
-        if first + 1 < len(counts):
-            pair = pair + (by_word[first + 1] << 16)
-        packed = jnp.sum(pair, axis=2, dtype=jnp.int32)
-        rows.append(jnp.sum(packed & 0xFFFF, axis=1))
-        if first + 1 < len(counts):
-            rows.append(jnp.sum(packed >> 16, axis=1))
-    return jnp.stack(rows)
+        """The members of a set of GPUs that take a request of each class, see `gpu_words.members`."""
+        chosen = self.once(gpu_words.members(self.once, words, size, amounts, word))
+        return [gpu_words.mask(members) for members in chosen]
 
 
 def _added(decodes: tuple[Array, ...], where: list[Mask]) -> tuple[Array, ...]:
