@@ -43,6 +43,10 @@ EXTRA = (
 """Cases that are measured at half and twice the default step as well."""
 
 
+ROWS_PER_CONTROL = 10
+"""Windows of replications for each coefficient of a control variate: fewer would fit the noise itself."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """Replications and horizon (s) of a case."""
@@ -101,8 +105,12 @@ def controlled_revenue(instance: Instance, record: Record) -> tuple[np.ndarray, 
         rate("abandoned_prefill") - patience * rate("prefill_queue"),
         rate("abandoned_decode") - patience * rate("decode_queue"),
     )
+    value = column(instance.request_value)
+    revenue = (value * rate("completions")).sum(axis=1)
     controls = np.concatenate(surplus, axis=1)
-    revenue = (column(instance.request_value) * rate("completions")).sum(axis=1)
+    if revenue.size < ROWS_PER_CONTROL * controls.shape[1]:
+        # Too few windows to fit a number for every class: one for each kind of event, classes by value.
+        controls = np.stack([(value * kind).sum(axis=1) for kind in surplus], axis=1)
     rows = np.moveaxis(controls, 1, 2).reshape(-1, controls.shape[1])
     flat = revenue.reshape(-1)
     weights = np.linalg.lstsq(rows - rows.mean(axis=0), flat - flat.mean(), rcond=None)[0]
