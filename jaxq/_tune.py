@@ -54,6 +54,7 @@ class Tuned:
     - `value`: its value with `Exact`, on replications that played no part in tuning; `start_value`: that of
       the start, and `gain`: the paired difference.
     - `history`: the checks of each start's descent, in the order given.
+    - `notes`: what went wrong on the way and was put right, such as a gradient that was not finite.
     - `seconds`: wall-clock time.
     """
 
@@ -63,6 +64,7 @@ class Tuned:
     start_value: Estimate
     gain: Estimate
     history: tuple[tuple[Check, ...], ...]
+    notes: tuple[str, ...]
     seconds: float
 
 
@@ -106,24 +108,7 @@ def tune(
     starts = [starts] if isinstance(starts, Policy) else list(starts)
     _check(starts, steps, check_every, patience)
     begin = time.perf_counter()
-    lifetime = slowest_time(instance)
-    warmup = LIFETIMES * lifetime
-    training = Experiment(
-        instance,
-        n_gpus,
-        2 * warmup,
-        warmup,
-        objective,
-        engine or ClusterEngine(Leap()),
-        jax.random.fold_in(jax.random.key(key), 0),
-    )
-    validation = replace(training, key=jax.random.fold_in(jax.random.key(key), 1))
-    final = replace(
-        training,
-        horizon=warmup + FINAL_LIFETIMES * lifetime,
-        engine=ClusterEngine(Exact()),
-        key=jax.random.fold_in(jax.random.key(key), 2),
-    )
+    training, validation, final = _experiments(instance, n_gpus, objective, engine, key)
     ascent = _Ascent(
         training,
         validation,
@@ -147,8 +132,27 @@ def tune(
         start_value=Estimate.from_samples(before),
         gain=Estimate.from_samples(after - before),
         history=tuple(tuple(climb.checks) for climb in climbs),
+        notes=tuple(note for climb in climbs for note in climb.notes),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _experiments(
+    instance: Instance, n_gpus: int, objective: str | Objective, engine: ClusterEngine | None, key: int
+) -> tuple[Experiment, Experiment, Experiment]:
+    """Training, validation and the final figure, each with random numbers of its own."""
+    lifetime = slowest_time(instance)
+    warmup = LIFETIMES * lifetime
+    keys = [jax.random.fold_in(jax.random.key(key), part) for part in range(3)]
+    engine = engine or ClusterEngine(Leap())
+    training = Experiment(instance, n_gpus, 2 * warmup, warmup, objective, engine, keys[0])
+    final = replace(
+        training,
+        horizon=warmup + FINAL_LIFETIMES * lifetime,
+        engine=ClusterEngine(Exact()),
+        key=keys[2],
+    )
+    return training, replace(training, key=keys[1]), final
 
 
 def slowest_time(instance: Instance) -> float:
@@ -192,7 +196,9 @@ class _Ascent:
             found = self.gradient.estimate(self.training, here, step * self.gradient.replications_used())
             slope = found.gradient * scales
             if not np.isfinite(slope).all():
-                climb.notes.append(f"step {step + 1}: the gradient was not finite; back to the best so far")
+                climb.notes.append(
+                    f"{label}, step {step + 1}: the gradient was not finite; back to the best so far"
+                )
                 climb.values = parameters(climb.policy)
                 memory = self.optimizer.init(jnp.zeros(len(scales), jnp.float32))
                 continue

@@ -71,6 +71,8 @@ def test_it_keeps_the_best_policy_that_it_met(slope):
     found = tune(system.instance, system.policy, gradient=Adverse(slope), optimizer=optax.sgd(0.5), **QUICK)
     np.testing.assert_array_equal(policies.parameters(found.policy), policies.parameters(system.policy))
     assert found.gain.mean == 0
+    assert len(found.notes) == (6 if np.isnan(slope) else 0)
+    assert all("the gradient was not finite" in note for note in found.notes)
 
 
 def test_the_best_of_several_starts_is_kept():

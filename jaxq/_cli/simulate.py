@@ -100,8 +100,6 @@ def simulate(
     engine = make_engine(stepper, dt)
     run = Run(engine, instance, replications, horizon, warmup, seed, precision, time_limit)
     found = [find_policy(reference, instance) for reference in references]
-    for policy_found in found:
-        engine.stepper.describe(instance, policy_found)  # refuses a step that is too long
     run.check(found, sizes)
     results = _simulate_all(run, references, found, sizes, out)
     summary = _summary(instance, results, seed)
@@ -127,10 +125,11 @@ class Run:
     time_limit: float | None = None
 
     def check(self, policies: Sequence[Policy], sizes: Sequence[int]) -> None:
-        """Refuse what does not fit the free memory, before any work."""
+        """Refuse a step that is too long, and what does not fit the free memory, before any work."""
         from .._memory import check_memory
 
         for policy in policies:
+            self.engine.stepper.describe(self.instance, policy)
             for n_gpus in sizes:
                 check_memory(
                     self.engine,
