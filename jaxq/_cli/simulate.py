@@ -97,8 +97,7 @@ def simulate(
     check_precision(precision, time_limit)
     instance = read_instance(file)
     configure_jax()
-    engine = make_engine(stepper, dt)
-    run = Run(engine, instance, replications, horizon, warmup, seed, precision, time_limit)
+    run = Run(make_engine(stepper, dt), instance, replications, horizon, warmup, seed, precision, time_limit)
     found = [find_policy(reference, instance) for reference in references]
     run.check(found, sizes)
     results = _simulate_all(run, references, found, sizes, out)
