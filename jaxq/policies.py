@@ -17,6 +17,7 @@ from ._policy.presets import (
     sarathi,
     sli_gate_and_route,
 )
+from ._policy.random_choice import AbstractRandomGate, AbstractRandomRouter
 from ._policy.routers import (
     ImmediateRouter,
     PackingRouter,
@@ -29,6 +30,8 @@ __all__ = [
     "PRESETS",
     "TABLE",
     "AbstractGate",
+    "AbstractRandomGate",
+    "AbstractRandomRouter",
     "AbstractRouter",
     "FcfsGate",
     "Fixed",

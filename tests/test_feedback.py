@@ -49,6 +49,28 @@ def test_published_policies_are_points_of_the_family(start):
         assert (off <= LIMIT * error).all(), (name, off / error)
 
 
+@pytest.mark.parametrize("start", ["gate_and_route", "sli_gate_and_route", "sarathi", "price_and_pack"])
+@pytest.mark.parametrize("partition", [False, True])
+def test_structure_is_a_choice_of_its_own(start, partition):
+    """Groups and the order of decisions are changed alone, and the name says so."""
+    instance = reference()
+    plain = feedback(instance, start=start)
+    made = feedback(instance, start=start, partition=partition, route_first=not plain.route_first)
+    assert (made.partition is not None) == partition and made.route_first != plain.route_first
+    changed = (plain.partition is not None) != partition
+    assert ("partition" in made.name) == changed and made.name.endswith(
+        "gate first)" if plain.route_first else "route first)"
+    )
+    assert made.recipe is not None and dict(made.recipe.arguments)["start"] == start
+
+
+@pytest.mark.parametrize(("start", "partition"), [("gate_and_route", False), ("sarathi", True)])
+def test_a_changed_structure_runs(start, partition):
+    made = feedback(reference(), start=start, partition=partition)
+    record = run(reference(), made, 10, horizon=30.0, warmup=5.0, replications=8, stepper=Leap())
+    assert not record.imbalance.any() and record.completions.sum() > 0
+
+
 def test_first_come_first_served_is_the_gate_that_weighs_queues_once():
     """The chance of a class is its share of those that wait, exactly: here 30 of 100."""
     gate = device_policy(feedback(reference(), start="sarathi", sharpness=100.0)).gate
@@ -75,7 +97,8 @@ def test_a_gate_that_would_rather_not_starts_nothing(uniform):
 def test_parameters_go_to_a_vector_and_back(start):
     made = feedback(reference(), start=start)
     values, names = parameters(made), parameter_names(made)
-    assert len(values) == len(names) == len(set(names)) == (18 if made.partition is not None else 17)
+    count = 17 + (made.partition is not None) - 2 * (start == "sli_gate_and_route")
+    assert len(values) == len(names) == len(set(names)) == count
     assert not any("plan" in name.split(".") for name in names)
     moved = with_parameters(made, values + 0.125)
     np.testing.assert_allclose(parameters(moved), values + 0.125)
@@ -108,7 +131,7 @@ def test_published_policies_have_parameters_too():
     ("call", "message"),
     [
         (
-            lambda p: feedback(reference(), start="sli_gate_and_route"),
+            lambda p: feedback(reference(), start="first_in_first_out"),
             "^start: expected one of gate_and_route, ",
         ),
         (lambda p: feedback(reference(), sharpness=0.0), "^sharpness: expected a positive number, got 0$"),

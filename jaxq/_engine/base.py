@@ -62,6 +62,11 @@ def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int | np.ndarray) ->
     )
 
 
+def unlabelled(policy: Policy) -> Policy:
+    """The policy without name and recipe, so that policies that act alike share a compiled program."""
+    return dataclasses.replace(policy, name="", recipe=None)
+
+
 def device_policy(policy: Policy, *others: Policy, lanes: np.ndarray | None = None) -> Policy:
     """The gate and the router with float32 arrays and a trailing axis for replications.
 
@@ -78,7 +83,7 @@ def device_policy(policy: Policy, *others: Policy, lanes: np.ndarray | None = No
 
     parts = [(p.gate, p.router) for p in (policy, *others)]
     gate, router = jax.tree.map(lower, *parts)
-    return eqx.tree_at(lambda p: (p.gate, p.router), policy, (gate, router))
+    return eqx.tree_at(lambda p: (p.gate, p.router), unlabelled(policy), (gate, router))
 
 
 class Totals(eqx.Module):

@@ -19,7 +19,7 @@ from .._errors import InputError, SimulationError
 from .._instance import Instance
 from .._policy.base import Policy
 from . import exact, leap
-from .base import Numbers, Totals, device_policy, numbers_of
+from .base import Numbers, Totals, device_policy, numbers_of, unlabelled
 from .random import Generator, replication_keys
 from .record import Record
 from .shape import Shape, shape_of
@@ -312,9 +312,8 @@ class _Group:
     def of(cls, policies: Sequence[Policy], n_gpus: int) -> _Group:
         if not policies:
             raise InputError("policies: expected at least one")
-        first = policies[0]
-        # What differs may be numbers and names: names are part of a tree's structure.
-        policies = tuple(dataclasses.replace(policy, name=first.name) for policy in policies)
+        # What differs may be numbers, and labels: these are part of a tree's structure.
+        policies = tuple(unlabelled(policy) for policy in policies)
         kinds = [jax.tree.map(np.shape, policy) for policy in policies]
         if any(not eqx.tree_equal(kind, kinds[0]) for kind in kinds):
             raise InputError("policies: expected the same gate, router, partition or none, and shapes in all")

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from .._errors import InputError
+from .recipe import Recipe
 
 
 class Pool(enum.Enum):
@@ -150,6 +151,7 @@ class Policy(eqx.Module):
     - `route_first`: after a prefill completes, whether the finished request is placed before its GPU is
       offered to the gate (`True`: immediate and packing policies) or after (`False`: partitioned policies).
     - `name`: for labels.
+    - `recipe`: how it was made, for policies that can be kept in a file.
 
     **Raises:** `InputError` when the router names a pool that needs a partition and there is none.
     """
@@ -159,6 +161,7 @@ class Policy(eqx.Module):
     partition: Partition | None = None
     route_first: bool = eqx.field(static=True, default=False)
     name: str = eqx.field(static=True, default="policy")
+    recipe: Recipe | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         pools = self.router.pools

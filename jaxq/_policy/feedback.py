@@ -17,9 +17,11 @@ from jaxtyping import Array, Float, Int
 from .._errors import InputError
 from .._instance import Instance
 from .._plan import Plan, solve_plan
-from .base import AbstractGate, AbstractRouter, Observation, Policy, Pool
-from .gates import pick
+from .base import Observation, Partition, Policy, Pool
 from .parameters import Fixed
+from .random_choice import AbstractRandomGate, AbstractRandomRouter
+from .recipe import Recipe
+from .routers import RandomisedRouter
 
 UNPLANNED = 1e-3
 """A planned occupancy below this counts as none: such a class comes after all others."""
@@ -37,7 +39,7 @@ class PlanReference(Fixed):
     bid_price: Float[Any, "classes *batch"]
 
 
-class FeedbackGate(AbstractGate):
+class FeedbackGate(AbstractRandomGate):
     """Draws a waiting class, then whether it starts at all.
 
     Class i is drawn with a chance proportional to the exponential of
@@ -85,22 +87,19 @@ class FeedbackGate(AbstractGate):
         seen = observation.per_gpu()
         return (
             self.start
-            + self.start_prefills * (_total(seen.prefills) - _total(self.plan.prefills))
-            + self.start_decode_queue * _total([_total(queue) for queue in seen.decode_queue])
+            + self.start_prefills * (total(seen.prefills) - total(self.plan.prefills))
+            + self.start_decode_queue * total([total(queue) for queue in seen.decode_queue])
             + self.start_idle * seen.idle_prefill_slots
         )
 
-    def scores(
-        self, observation: Observation, uniform: Float[Array, "*batch"]
-    ) -> Float[Array, "classes *batch"]:
-        weights = _weights(self.class_scores(observation))
+    def weights(self, observation: Observation) -> Float[Array, "choices *batch"]:
+        weights = exponentials(self.class_scores(observation))
         starts = jnp.broadcast_to(jax.nn.sigmoid(self.start_log_odds(observation)), weights.shape)
-        nothing = _total(weights * (1.0 - starts))
-        chosen = pick(jnp.concatenate([weights * starts, nothing[None]]), uniform)
-        return jnp.where(chosen[:-1] > 0, 1.0, -jnp.inf)
+        nothing = total(weights * (1.0 - starts))
+        return jnp.concatenate([weights * starts, nothing[None]])
 
 
-class AbstractFeedbackRouter(AbstractRouter):
+class AbstractFeedbackRouter(AbstractRandomRouter):
     """Draws a pool with a chance proportional to its room times exp(preference).
 
     For class c and pool p the score is preference_p + log(room), plus beside_prefill_c for the GPUs that run
@@ -112,17 +111,14 @@ class AbstractFeedbackRouter(AbstractRouter):
     preference: Float[Any, "pools *batch"]
     beside_prefill: Float[Any, "classes *batch"]
 
-    def preferences(
-        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
+    def weights(
+        self, observation: Observation, request_class: Int[Array, "*batch"]
     ) -> Float[Array, "pools *batch"]:
         room = jnp.asarray(observation.available, jnp.float32)
-        beside = jnp.zeros(request_class.shape, jnp.float32)
-        for c in range(self.beside_prefill.shape[0]):
-            beside = jnp.where(request_class == c, self.beside_prefill[c], beside)
+        beside = of_class(self.beside_prefill, request_class)
         added = [beside if pool is Pool.WITH_PREFILL else jnp.zeros_like(beside) for pool in self.pools]
         scores = self.preference + jnp.stack(added) + jnp.log(jnp.maximum(room, 1.0))
-        scores = jnp.where(room > 0, scores, -jnp.inf)
-        return jnp.where(room > 0, pick(_weights(scores), uniform), -jnp.inf)
+        return exponentials(jnp.where(room > 0, scores, -jnp.inf))
 
 
 class FeedbackRouter(AbstractFeedbackRouter):
@@ -138,22 +134,76 @@ class PartitionedFeedbackRouter(AbstractFeedbackRouter):
     pools: ClassVar[tuple[Pool, ...]] = (Pool.SOLO, Pool.WITH_PREFILL, Pool.WITHOUT_PREFILL, Pool.WAIT)
 
 
-def _total(rows: Any) -> Array:
+class GroupedFeedbackRouter(AbstractRandomRouter):
+    """Draws a group, then a place in it, where a request also waits when the group is full.
+
+    Class c goes to the solo group with the log-odds to_solo_c; within the mixed group, to GPUs that run a
+    prefill with the extra log-odds beside_prefill_c, else uniformly. A group without a GPU is replaced by
+    the other. The randomised router of [Lin26] section 5.1 is the point with the plan's odds; a freed slot
+    serves its own group's buffer, in proportion to the numbers waiting.
+    """
+
+    pools: ClassVar[tuple[Pool, ...]] = (
+        Pool.SOLO,
+        Pool.WITH_PREFILL,
+        Pool.WITHOUT_PREFILL,
+        Pool.WAIT_SOLO,
+        Pool.WAIT_MIXED,
+    )
+    to_solo: Float[Any, "classes *batch"]
+    beside_prefill: Float[Any, "classes *batch"]
+
+    def weights(
+        self, observation: Observation, request_class: Int[Array, "*batch"]
+    ) -> Float[Array, "pools *batch"]:
+        solo_room, with_room, without_room = jnp.asarray(observation.available[:3], jnp.float32)
+        solo = jax.nn.sigmoid(of_class(self.to_solo, request_class))
+        solo = jnp.where(observation.mixed_gpus >= observation.n_gpus, 0.0, solo)
+        solo = jnp.where(observation.mixed_gpus <= 0, 1.0, solo)
+        beside = with_room * jnp.exp(of_class(self.beside_prefill, request_class))
+        room = beside + without_room
+        share = (1.0 - solo) / jnp.where(room > 0, room, 1.0)
+        return jnp.stack(
+            [
+                jnp.where(solo_room > 0, solo, 0.0),
+                share * beside,
+                share * without_room,
+                jnp.where(solo_room > 0, 0.0, solo),
+                jnp.where(room > 0, 0.0, 1.0 - solo),
+            ]
+        )
+
+    def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
+        counts = jnp.asarray(observation.decode_queue, jnp.float32)
+        buffer = 0 if group is Pool.SOLO else 1
+        return jnp.zeros_like(counts).at[buffer].set(counts[buffer])
+
+
+def total(rows: Any) -> Array:
     """The sum over the first axis, unrolled: gates and routers sit in the innermost loops."""
     rows = list(rows)
     return functools.reduce(jnp.add, rows) if rows else jnp.float32(0.0)
 
 
-def _weights(scores: Float[Array, "choices *batch"]) -> Float[Array, "choices *batch"]:
+def of_class(values: Float[Array, "classes *#batch"], request_class: Int[Array, "*batch"]) -> Array:
+    """The number of each request's class."""
+    found = jnp.zeros(request_class.shape, jnp.float32)
+    for c in range(values.shape[0]):
+        found = jnp.where(request_class == c, values[c], found)
+    return found
+
+
+def exponentials(scores: Float[Array, "choices *batch"]) -> Float[Array, "choices *batch"]:
     """exp(score) up to a common factor; all zero when no score is finite."""
     best = functools.reduce(jnp.maximum, list(scores))
-    best = jnp.where(best > -jnp.inf, best, 0.0)
+    best = jax.lax.stop_gradient(jnp.where(best > -jnp.inf, best, 0.0))
     return jnp.exp(scores - best)
 
 
 _GATES = {
     "gate_and_route": "below_plan",
     "prioritize_and_route": "priority",
+    "sli_gate_and_route": "below_plan",
     "sarathi": "log_queue",
     "gate_immediate": "below_plan",
     "gate_fcfs": "below_plan",
@@ -162,16 +212,19 @@ _GATES = {
 }
 """The term of the gate's score that alone makes each published gate."""
 
+_SOLO_FIRST = (2.0, 0.0, 0.0, -2.0)
+"""Preferences for the pools of `PartitionedFeedbackRouter`, in units of the sharpness."""
+
 _ROUTERS = {
-    "gate_and_route": (2.0, 0.0, 0.0, -2.0),
-    "prioritize_and_route": (2.0, 0.0, 0.0, -2.0),
-    "fcfs_route": (2.0, 0.0, 0.0, -2.0),
     "sarathi": (-2.0, -2.0, 0.0, -4.0),
     "gate_immediate": (-2.0, -2.0, 0.0, -4.0),
     "gate_fcfs": (0.0, 2.0, -2.0, -4.0),
     "price_and_pack": (2.0, 0.0, -2.0, -4.0),
 }
-"""Preferences for the router's pools, in units of the sharpness; solo-first routers have a partition."""
+"""Likewise for `FeedbackRouter`, of the published policies without a partition."""
+
+_NO_PREFERENCE = (0.0, 0.0, 0.0, -2.0)
+"""Likewise, where a partition was taken away: any GPU."""
 
 STARTS = tuple(_GATES)
 """The published policies from which `feedback` can start."""
@@ -183,19 +236,27 @@ def feedback(
     *,
     start: str = "gate_and_route",
     sharpness: float = SHARPNESS,
+    partition: bool | None = None,
+    route_first: bool | None = None,
 ) -> Policy:
     """A policy with tunable parameters (`FeedbackGate`, a router of preferences, the partition's share).
+
+    Gate and router act by sampling from their softmax, at simulation time as in training.
 
     **Arguments:**
 
     - `plan`: what the gate compares with; the plan of the published policy when None.
-    - `start`: the published policy whose rules it follows; its partition (or none) and its order of
-      decisions stay.
+    - `start`: the published policy whose rules it follows. (`sli_gate_and_route`: as it is when the plan
+      keeps nobody waiting for decode.)
     - `sharpness`: how closely: a choice against a rule has odds of about exp(-sharpness). The published
       policy itself is the limit of large numbers.
+    - `partition`: whether the GPUs are divided into two groups; as in `start` when None. Without the groups
+      of its start, a finished request takes any free slot; with groups that its start has not, the plan's
+      share of the GPUs forms the mixed group, and solo slots come first.
+    - `route_first`: whether a finished request is placed before its GPU is offered to the gate; as in
+      `start` when None.
 
-    **Raises:** `InputError` for a start that is not in `STARTS` (`sli_gate_and_route` keeps a buffer for each
-    group, which this family does not).
+    **Raises:** `InputError` for a start that is not in `STARTS`, or a sharpness that is not positive.
     """
     from .presets import PRESETS
 
@@ -203,16 +264,41 @@ def feedback(
         raise InputError(f"start: expected one of {', '.join(STARTS)}; got {start!r}")
     if not sharpness > 0:
         raise InputError(f"sharpness: expected a positive number, got {sharpness:g}")
+    recipe = None
     if plan is None:
-        scheme = "separate" if start == "prioritize_and_route" else "bundled"
-        plan = solve_plan(instance, scheme)
+        plan = solve_plan(instance, "separate" if start == "prioritize_and_route" else "bundled")
+        recipe = Recipe.of(
+            "feedback", start=start, sharpness=sharpness, partition=partition, route_first=route_first
+        )
     published = PRESETS[start](instance, plan)
+    divided = published.partition is not None if partition is None else partition
+    first = published.route_first if route_first is None else route_first
+    return Policy(
+        _gate(instance, plan, start, sharpness),
+        _router(instance, published, divided, start, sharpness),
+        Partition(min(1.0, plan.mixed_share)) if divided else None,
+        route_first=first,
+        name=_name(start, divided, published.partition is not None, first, published.route_first),
+        recipe=recipe,
+    )
+
+
+def _name(start: str, divided: bool, was_divided: bool, first: bool, was_first: bool) -> str:
+    """`feedback(start)`, and how its structure differs from its start's."""
+    changes = []
+    if divided != was_divided:
+        changes.append("partition" if divided else "no partition")
+    if first != was_first:
+        changes.append("route first" if first else "gate first")
+    return f"feedback({', '.join([start, *changes])})"
+
+
+def _gate(instance: Instance, plan: Plan, start: str, sharpness: float) -> FeedbackGate:
     largest = float(np.max(np.asarray(instance.request_value)))
-    reference = PlanReference(plan.x, plan.q_prefill, np.asarray(plan.bid_prices) / largest)
-    none, zero = np.zeros(instance.n_classes), np.float64(0.0)
     term = _GATES[start]
     ranked = np.asarray(instance.workload.output_tokens / instance.workload.prompt_tokens)
-    gate = FeedbackGate(
+    none, zero = np.zeros(instance.n_classes), np.float64(0.0)
+    return FeedbackGate(
         priority=sharpness * np.argsort(np.argsort(ranked)).astype(float) if term == "priority" else none,
         bid_price=np.float64(4 * sharpness if term == "bid_price" else 0.0),
         below_plan=np.float64(4 * sharpness if term == "below_plan" else 0.0),
@@ -222,13 +308,20 @@ def feedback(
         start_prefills=zero,
         start_decode_queue=zero,
         start_idle=zero,
-        plan=reference,
+        plan=PlanReference(plan.x, plan.q_prefill, np.asarray(plan.bid_prices) / largest),
     )
-    router = PartitionedFeedbackRouter if published.partition is not None else FeedbackRouter
-    return Policy(
-        gate,
-        router(sharpness * np.asarray(_ROUTERS[start]), none),
-        published.partition,
-        route_first=published.route_first,
-        name=f"feedback({start})",
-    )
+
+
+def _router(
+    instance: Instance, published: Policy, divided: bool, start: str, sharpness: float
+) -> AbstractRandomRouter:
+    none = np.zeros(instance.n_classes)
+    if divided and isinstance(published.router, RandomisedRouter):
+        flows = np.asarray([published.router.solo_flow, published.router.mixed_flow])
+        solo, mixed = np.where(flows.sum(axis=0) > 0, flows, [[1.0], [0.0]])
+        return GroupedFeedbackRouter(
+            np.clip(np.log(np.maximum(solo, 1e-30) / np.maximum(mixed, 1e-30)), -20.0, 20.0), none
+        )
+    if divided:
+        return PartitionedFeedbackRouter(sharpness * np.asarray(_SOLO_FIRST), none)
+    return FeedbackRouter(sharpness * np.asarray(_ROUTERS.get(start, _NO_PREFERENCE)), none)

@@ -1,0 +1,46 @@
+"""Gates and routers that draw from stated chances: what a likelihood-ratio gradient can differentiate."""
+
+from __future__ import annotations
+
+import abc
+from typing import final
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .base import AbstractGate, AbstractRouter, Observation
+from .gates import pick
+
+
+class AbstractRandomGate(AbstractGate):
+    """A gate that draws the class to start, or that none starts, in proportion to `weights`."""
+
+    @abc.abstractmethod
+    def weights(self, observation: Observation) -> Float[Array, "choices *batch"]:
+        """One number of at least 0 for each class (0 where nobody waits), and a last one for starting
+        nothing; smooth in the gate's parameters."""
+
+    @final
+    def scores(
+        self, observation: Observation, uniform: Float[Array, "*batch"]
+    ) -> Float[Array, "classes *batch"]:
+        chosen = pick(self.weights(observation), uniform)
+        return jnp.where(chosen[:-1] > 0, 1.0, -jnp.inf)
+
+
+class AbstractRandomRouter(AbstractRouter):
+    """A router that draws a pool in proportion to `weights`."""
+
+    @abc.abstractmethod
+    def weights(
+        self, observation: Observation, request_class: Int[Array, "*batch"]
+    ) -> Float[Array, "pools *batch"]:
+        """One number of at least 0 for each pool, 0 where there is no room; smooth in the router's
+        parameters."""
+
+    @final
+    def preferences(
+        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
+    ) -> Float[Array, "pools *batch"]:
+        weights = self.weights(observation, request_class)
+        return jnp.where(observation.available > 0, pick(weights, uniform), -jnp.inf)
