@@ -93,17 +93,9 @@ class ClusterEngine(eqx.Module):
         of `Leap` is too long; `SimulationError` when a router leaves a request without a place, naming the
         replication.
         """
-        (record,) = self.run_together(
-            instance,
-            [policy],
-            n_gpus=n_gpus,
-            horizon=horizon,
-            warmup=warmup,
-            key=key,
-            replications=replications,
-            first=first,
-            progress=progress,
-            n_windows=n_windows,
+        plan = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
+        (record,) = self._run(
+            instance, _Group.of([policy], n_gpus), n_gpus, plan, key, replications, first, progress
         )
         return record
 
@@ -128,9 +120,22 @@ class ClusterEngine(eqx.Module):
         **Returns:** a `Record` for each policy. **Raises:** as `run`; `InputError` when the policies differ
         in structure.
         """
-        windows = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
-        group = _Group.of(policies, n_gpus)
-        total = len(policies) * replications
+        plan = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
+        group = _Group.of(policies, n_gpus, together=True)
+        return self._run(instance, group, n_gpus, plan, key, replications, first, progress)
+
+    def _run(
+        self,
+        instance: Instance,
+        group: _Group,
+        n_gpus: int,
+        windows: _Windows,
+        key: jax.Array,
+        replications: int,
+        first: int,
+        progress: Progress | None,
+    ) -> list[Record]:
+        total = len(group.policies) * replications
         block = self._block(instance, group.widest, n_gpus, total)
         starts = range(0, total, block)
         pieces = len(starts) * len(windows.lengths)
@@ -138,12 +143,12 @@ class ClusterEngine(eqx.Module):
         for b, start in enumerate(starts):
             report = functools.partial(_report, progress, b * len(windows.lengths), pieces)
             lanes = np.arange(start, start + block)
-            follows = np.minimum(lanes // replications, len(policies) - 1)
+            follows = np.minimum(lanes // replications, len(group.policies) - 1)
             numbers = first + lanes - replications * follows
             record = self._run_block(instance, group, n_gpus, windows, key, follows, numbers, report)
             records.append(record.part(0, min(block, total - start)))
         record = Record.concatenate(records)
-        return [record.part(k * replications, replications) for k in range(len(policies))]
+        return [record.part(k * replications, replications) for k in range(len(group.policies))]
 
     def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
         """One line about how a run would go: the stepper and its step, the padded shape, the devices."""
@@ -220,10 +225,9 @@ class ClusterEngine(eqx.Module):
     ) -> Record:
         policy = group.widest
         step = self.stepper.step_of(instance, policy) if isinstance(self.stepper, Leap) else None
-        together = len(group.policies) > 1
-        program = self._program(instance, policy, n_gpus, len(follows), together)
-        lowered = device_policy(*group.policies, lanes=follows if together else None)
-        mixed = group.mixed_gpus[follows] if together else group.mixed_gpus
+        program = self._program(instance, policy, n_gpus, len(follows), group.together)
+        lowered = device_policy(*group.policies, lanes=follows if group.together else None)
+        mixed = group.mixed_gpus[follows] if group.together else group.mixed_gpus
         keys = jax.device_put(replication_keys(key, replications), program.sharding(1))
         fixed = (jax.tree.leaves(lowered), numbers_of(instance, n_gpus, mixed), keys)
         state = program.start(*fixed)
@@ -302,14 +306,19 @@ def _record(
 @dataclasses.dataclass(frozen=True)
 class _Group:
     """Policies that run together, the size of the mixed group of each, and the one for which it is
-    largest."""
+    largest.
+
+    `together`: whether every replication has numbers of its own: one program then serves any number of
+    policies.
+    """
 
     policies: tuple[Policy, ...]
     mixed_gpus: np.ndarray
     widest: Policy
+    together: bool
 
     @classmethod
-    def of(cls, policies: Sequence[Policy], n_gpus: int) -> _Group:
+    def of(cls, policies: Sequence[Policy], n_gpus: int, together: bool = False) -> _Group:
         if not policies:
             raise InputError("policies: expected at least one")
         # What differs may be numbers, and labels: these are part of a tree's structure.
@@ -318,7 +327,7 @@ class _Group:
         if any(not eqx.tree_equal(kind, kinds[0]) for kind in kinds):
             raise InputError("policies: expected the same gate, router, partition or none, and shapes in all")
         mixed = np.asarray([policy.mixed_gpus(n_gpus) for policy in policies])
-        return cls(policies, mixed, policies[int(np.argmax(mixed))])
+        return cls(policies, mixed, policies[int(np.argmax(mixed))], together)
 
 
 @dataclasses.dataclass(frozen=True)
