@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ._pricing import Pricing as Pricing
     from ._result import Result as Result
     from ._result_file import load_result as load_result
+    from ._service_levels import ServiceLevels as ServiceLevels
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
@@ -61,6 +62,7 @@ _HOMES = {
     "_pricing": ("Pricing",),
     "_result": ("Result",),
     "_result_file": ("load_result",),
+    "_service_levels": ("ServiceLevels",),
     "_simulate": ("StatisticsWarning", "simulate"),
     "_statistics": ("Estimate",),
     "_tune": ("Tuned", "tune"),

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ._errors import InputError
 from ._hardware import IterationTime, scalar
 from ._pricing import Pricing
+from ._service_levels import ServiceLevels
 from ._workload import Workload
 
 MAX_BATCH_SIZE = 256
@@ -30,6 +31,7 @@ class Instance(eqx.Module):
     - `batch_size`: slots of a GPU, B: at most B decodes, or one prefill and B - 1 decodes; 2 to 256.
     - `chunk_size`: prompt tokens that one iteration prefills, C.
     - `name`: for labels in tables and figures.
+    - `service_levels`: limits and penalties that the plan of this instance keeps to; none when None.
 
     **Raises:** `InputError` for a batch or chunk size that is not a whole number in range, a mixed iteration
     time that is not positive, or numbers so extreme that a service rate or an offered load is 0 or infinite.
@@ -41,6 +43,7 @@ class Instance(eqx.Module):
     batch_size: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.batch_size"))
     chunk_size: Float[Any, ""] = eqx.field(converter=partial(scalar, field="hardware.chunk_size"))
     name: str = eqx.field(static=True, default="instance")
+    service_levels: ServiceLevels | None = None
 
     def __check_init__(self):
         for name, low, high in (("batch_size", 2, MAX_BATCH_SIZE), ("chunk_size", 1, None)):
@@ -69,7 +72,10 @@ class Instance(eqx.Module):
                     )
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that recognise the instance by its numbers and scheme, not names."""
+        """Twelve hexadecimal digits that recognise the instance by its numbers and scheme, not names.
+
+        Service levels count only when there are any.
+        """
         workload, time, pricing = self.workload, self.iteration_time, self.pricing
         classes = np.stack(
             [workload.prompt_tokens, workload.output_tokens, workload.arrival_rate, workload.patience_rate]
@@ -78,7 +84,9 @@ class Instance(eqx.Module):
         others = [pricing.prefill, pricing.decode, self.batch_size, self.chunk_size]
         # Adding 0 makes -0 and 0 one number.
         numbers = np.concatenate([classes.ravel(), np.stack([*times, *others])]).astype("<f8") + 0.0
-        return hashlib.sha256(numbers.tobytes() + pricing.scheme.encode()).hexdigest()[:12]
+        levels = {} if self.service_levels is None else self.service_levels.numbers()
+        promised = "".join(f",{name}={value!r}" for name, value in levels.items())
+        return hashlib.sha256(numbers.tobytes() + (pricing.scheme + promised).encode()).hexdigest()[:12]
 
     @property
     def n_classes(self) -> int:

@@ -17,14 +17,16 @@ from ._errors import InputError
 from ._hardware import IterationTime
 from ._instance import Instance
 from ._pricing import Pricing
+from ._service_levels import INDICATORS, ServiceLevels
 from ._workload import Workload
 
-_TOP = ("name", "hardware", "pricing", "classes")
+_TOP = ("name", "hardware", "pricing", "classes", "sli")
 _TIMES = ("alpha", "beta", "solo_iteration_time")
 _HARDWARE = ("preset", *_TIMES, "batch_size", "chunk_size")
 _PRICING = ("scheme", "prefill", "decode")
 _NUMBERS = ("prompt_tokens", "output_tokens", "arrival_rate", "patience_rate")
 _CLASS = ("name", *_NUMBERS)
+_LEVELS = (*INDICATORS, *(f"{name}_penalty" for name in INDICATORS))
 
 
 def load_instance(path: str | os.PathLike[str]) -> Instance:
@@ -33,8 +35,9 @@ def load_instance(path: str | os.PathLike[str]) -> Instance:
     The file has a table `[hardware]` (`alpha` s, `beta` s/token and `solo_iteration_time` s, or `preset` in
     place of these three; `batch_size`; `chunk_size` tokens), a table `[pricing]` (`scheme`, `"bundled"` when
     left out; `prefill` and `decode`, money per token) and one `[[classes]]` a class (`name`, optional;
-    `prompt_tokens`, `output_tokens`, `arrival_rate` 1/s per GPU, `patience_rate` 1/s). A `name` above the
-    tables labels the instance; else the file's name does.
+    `prompt_tokens`, `output_tokens`, `arrival_rate` 1/s per GPU, `patience_rate` 1/s). A table `[sli]`,
+    optional, holds service levels: any of the arguments of `ServiceLevels`. A `name` above the tables labels
+    the instance; else the file's name does.
 
     **Raises:** `InputError`, one line that names the file, the field and what would be right.
     """
@@ -97,7 +100,17 @@ def instance_to_toml(instance: Instance) -> str:
             f"{key} = {float(getattr(workload, key)[i])!r}  # {unit}"
             for key, unit in zip(_NUMBERS, units, strict=True)
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _level_lines(instance.service_levels)) + "\n"
+
+
+def _level_lines(levels: ServiceLevels | None) -> list[str]:
+    """The lines of the table of service levels; none without them."""
+    if levels is None:
+        return []
+    units = dict(INDICATORS) | {
+        f"{name}_penalty": f"money/s per GPU, over {unit}" for name, unit in INDICATORS.items()
+    }
+    return ["", "[sli]", *(f"{key} = {value!r}  # {units[key]}" for key, value in levels.numbers().items())]
 
 
 def instance_from_tables(tables: Mapping[str, Any], default_name: str = "instance") -> Instance:
@@ -122,7 +135,17 @@ def instance_from_tables(tables: Mapping[str, Any], default_name: str = "instanc
         batch_size=_number(hardware, "batch_size", "hardware."),
         chunk_size=chunk_size,
         name=_text(tables, "name", "", default=default_name),
+        service_levels=_service_levels(tables),
     )
+
+
+def _service_levels(tables: Mapping[str, Any]) -> ServiceLevels | None:
+    """The service levels of `[sli]`; None without that table."""
+    if "sli" not in tables:
+        return None
+    table = _table(tables, "sli")
+    _check_keys(table, _LEVELS, "sli.")
+    return ServiceLevels(**{key: _number(table, key, "sli.") for key in table})
 
 
 def _read(file: Path) -> dict[str, Any]:
