@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linprog
 
 FACE_TOLERANCE = 1e-11
@@ -71,14 +72,10 @@ class StandardForm:
     def maximise(self) -> Optimum:
         """One optimum, by the dual simplex method. **Raises:** `InfeasibleError`, `SolverError`."""
         columns = np.flatnonzero(self.allowed)
-        solution = linprog(
-            -self.value[columns],
-            A_eq=self.matrix[:, columns],
-            b_eq=self.right,
-            bounds=np.stack([self.lower[columns], np.full(len(columns), np.inf)], axis=1),
-            method="highs-ds",
-            options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
-        )
+        solution = self._solved(columns, presolve=True)
+        if not solution.success and solution.status != _INFEASIBLE:
+            # The presolver sometimes gives up on degenerate programs that the simplex method solves.
+            solution = self._solved(columns, presolve=False)
         if solution.status == _INFEASIBLE:
             raise InfeasibleError
         if not solution.success:
@@ -91,6 +88,22 @@ class StandardForm:
         # A column that the optimum uses is on the face, whatever rounding makes of its reduced cost.
         face = self.allowed & (free_of_cost | (point > self.lower))
         return Optimum(point, float(self.value @ point), dual, face)
+
+    def _solved(self, columns: Int[np.ndarray, " allowed"], presolve: bool) -> Any:
+        """What HiGHS says of the program on some columns."""
+        tolerance = 1e-10
+        return linprog(
+            -self.value[columns],
+            A_eq=self.matrix[:, columns],
+            b_eq=self.right,
+            bounds=np.stack([self.lower[columns], np.full(len(columns), np.inf)], axis=1),
+            method="highs-ds",
+            options={
+                "primal_feasibility_tolerance": tolerance,
+                "dual_feasibility_tolerance": tolerance,
+                "presolve": presolve,
+            },
+        )
 
     def best_move(self, point: np.ndarray, face: np.ndarray, objective: np.ndarray) -> Optimum:
         """The best feasible point on a face, reached from `point` on it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +12,13 @@ from jaxtyping import Bool, Float, Int
 from ._errors import InputError, PlanError
 from ._hardware import scalar
 from ._instance import Instance
-from ._linear_program import InfeasibleError, LinearProgram, Optimum, Row, SolverError, varying
+from ._linear_program import InfeasibleError, SolverError
+from ._planning_problem import PlanningProblem, Solution
+from ._planning_program import SLOTS, VARIABLES, planning_program
 from ._pricing import SCHEMES
+from ._service_level_program import attained
+from ._service_levels import INDICATORS, ServiceLevels
+from ._tie_break import plan_variables
 from ._workload import class_vector
 
 SAME_VALUE = 1e-9
@@ -21,15 +27,30 @@ SAME_VALUE = 1e-9
 SAME_DIRECTION = 1e-7
 """A component of a unit direction below this counts as 0."""
 
-_SLOTS = ("prefill_slots", "mixed_decode_slots", "solo_decode_slots")
-_VARIABLES = ("x", "y_mixed", "y_solo", "q_prefill", "q_decode")
-
 
 class Plan(eqx.Module):
     """Occupancies per GPU that a policy aims at, with the value and the prices of the LP they come from.
 
     Made by `solve_plan`; one made by hand needs the occupancies only. Every number is a float64 leaf on the
     host.
+
+    **Uniqueness** is decided on the plan's LP (with q_d = 0 where it was required): one linear program at a
+    time finds the columns, slacks included, that are positive at some optimum; the null space of the
+    constraint matrix there holds the directions within the face of all optima, and the optimum is unique, or
+    x, q_p, q_d are, if and only if all of them leave it alone. The dual solution is unique if and only if the
+    matrix has independent rows there.
+
+    **Shadow prices** are derivatives of `objective`: `prefill_slots` (sum x <= 1), `mixed_decode_slots`
+    (sum y_m <= (B - 1) sum x), `solo_decode_slots` (sum y_s <= B (1 - sum x)), all per slot and GPU;
+    `prefill_balance` and `decode_balance`, one a class (one more request per second and GPU before prefill:
+    the bid price; before decode); `no_decode_queue`, one a class, when q_d = 0 was imposed (one waiting
+    decode of the class, per GPU, if it were allowed); `prefill_fairness`, `decode_fairness` and
+    `time_per_output_token`, where there is such a limit, per unit of the limit. Where the dual solution is
+    not unique, the prices of these limits are those of slightly wider ones (right derivatives, the first
+    limit first), and the others those of the same instance with all arrival rates slightly lower (the left
+    derivative); among those with the smallest sum of `no_decode_queue`, then the smallest
+    `solo_decode_slots`, `mixed_decode_slots` and `prefill_slots`, then the smallest sum of the balances'
+    prices. (The order gives `prefill_slots` a price when sum x = 1, where `solo_decode_slots` binds as well.)
 
     **Arguments:**
 
@@ -39,15 +60,19 @@ class Plan(eqx.Module):
     - `bid_prices`: value of one more arrival of each class, money per request: the price of its prefill
       balance (0 when left out).
     - `revenue`: R*, money per GPU and second: the optimum of `scheme`'s LP as written ([Lin26] eq. 40, 42).
-    - `plan_revenue`: value of this plan, money per GPU and second: `revenue`, or less when q_d = 0 was
-      required.
+    - `plan_revenue`: what this plan earns, money per GPU and second: `revenue`, or less under service levels
+      or when q_d = 0 was required.
+    - `objective`: `plan_revenue` less the penalties for service levels, money per GPU and second.
     - `unique`: whether the optimum has one solution (x, y_m, y_s, q_p, q_d).
     - `flows_unique`: whether it has one (x, q_p, q_d); decodes of two classes may often be exchanged between
       mixed and solo GPUs without any change of flow or value, so that `unique` is rarely true with several
       classes.
     - `no_decode_queue`: whether q_d = 0 was imposed.
-    - `shadow_prices`: the derivative of `plan_revenue` by the right-hand side of each constraint; see
-      `solve_plan`.
+    - `shadow_prices`: the derivative of `objective` by the right-hand side of each constraint, limits on
+      service levels included; see above.
+    - `indicators`: the value of each service level indicator, by name, in the units of `ServiceLevels`; none
+      in a plan made by hand.
+    - `service_levels`: the limits and penalties that it was made under; None without any.
     - `scheme`: `"bundled"` or `"separate"`: what the LP maximised.
 
     **Raises:** `InputError` for occupancies that are negative, not finite or of different lengths.
@@ -61,10 +86,13 @@ class Plan(eqx.Module):
     bid_prices: Float[Any, " classes"]
     revenue: Float[Any, ""]
     plan_revenue: Float[Any, ""]
+    objective: Float[Any, ""]
     unique: Bool[Any, ""]
     flows_unique: Bool[Any, ""]
     no_decode_queue: Bool[Any, ""]
     shadow_prices: dict[str, Any]
+    indicators: dict[str, Any]
+    service_levels: ServiceLevels | None
     scheme: str = eqx.field(static=True)
 
     def __init__(
@@ -78,10 +106,13 @@ class Plan(eqx.Module):
         bid_prices: Any = None,
         revenue: Any = np.nan,
         plan_revenue: Any = None,
+        objective: Any = None,
         unique: Any = False,
         flows_unique: Any = False,
         no_decode_queue: Any = False,
         shadow_prices: dict[str, Any] | None = None,
+        indicators: dict[str, Any] | None = None,
+        service_levels: ServiceLevels | None = None,
         scheme: str = "bundled",
     ):
         self.x = class_vector(x, "plan.x")
@@ -93,16 +124,19 @@ class Plan(eqx.Module):
         self.bid_prices = class_vector(zeros if bid_prices is None else bid_prices, "plan.bid_prices")
         self.revenue = scalar(revenue, "plan.revenue")
         self.plan_revenue = scalar(revenue if plan_revenue is None else plan_revenue, "plan.plan_revenue")
+        self.objective = scalar(self.plan_revenue if objective is None else objective, "plan.objective")
         self.unique = _flag(unique)
         self.flows_unique = _flag(flows_unique)
         self.no_decode_queue = _flag(no_decode_queue)
         self.shadow_prices = dict(shadow_prices or {})
+        self.indicators = dict(indicators or {})
+        self.service_levels = service_levels
         self.scheme = scheme
 
     def __check_init__(self):
         if self.scheme not in SCHEMES:
             raise InputError(f"scheme: expected one of {', '.join(SCHEMES)}, got {self.scheme!r}")
-        for name in (*_VARIABLES, "bid_prices"):
+        for name in (*VARIABLES, "bid_prices"):
             value = getattr(self, name)
             if not isinstance(value, np.ndarray):
                 continue
@@ -130,74 +164,86 @@ def _flag(value: Any) -> Any:
 
 
 def solve_plan(
-    instance: Instance, scheme: str | None = None, require_no_decode_queue: bool | None = None
+    instance: Instance,
+    scheme: str | None = None,
+    require_no_decode_queue: bool | None = None,
+    service_levels: ServiceLevels | None = None,
 ) -> Plan:
     """The optimum of the steady-state planning LP ([Lin26] eq. 40, 42), by HiGHS in float64.
 
     **Which plan.** `revenue` is always the LP as written. The plan itself has q_d = 0 if
-    `require_no_decode_queue`; with None a bundled plan has it whenever that costs nothing (relative 1e-9),
-    which holds for gamma tau >= (B - 1)/B (Prop. 3.2), and a separate one never requires it.
+    `require_no_decode_queue` or a limit on fairness says so; with None a bundled plan has it whenever that
+    costs nothing (relative 1e-9), which holds for gamma tau >= (B - 1)/B without service levels (Prop. 3.2),
+    and a separate one never requires it.
+
+    **Service levels** (eq. 43-48) are limits on the plan and penalties in its objective, not in `revenue`.
+    All penalties but that of eq. 48 are linear; for that one the best X = sum x is found exactly, and
+    uniqueness is among plans with that X.
 
     **Tie-break**, independent of the solver: the smallest sum of q_d; the lexicographically largest x; the
     lexicographically smallest q_d; the largest sum of y_s; within each total of decodes, classes in
-    proportion to the tokens per second that they decode.
-
-    **Uniqueness** is decided on the plan's LP (with q_d = 0 where it was required): one linear program at a
-    time finds the columns, slacks included, that are positive at some optimum; the optimum is unique if and
-    only if the constraint matrix has independent columns there, and x, q_p, q_d are unique if and only if its
-    null space leaves them alone. The dual solution is unique if and only if its rows are independent there.
-
-    **Shadow prices** are derivatives of `plan_revenue`: `prefill_slots` (sum x <= 1), `mixed_decode_slots`
-    (sum y_m <= (B - 1) sum x), `solo_decode_slots` (sum y_s <= B (1 - sum x)), all per slot and GPU;
-    `prefill_balance` and `decode_balance`, one a class (one more request per second and GPU before prefill:
-    the bid price; before decode); `no_decode_queue`, one a class, when q_d = 0 was imposed (one waiting
-    decode of the class, per GPU, if it were allowed). Where the dual solution is not unique they are those of
-    the same instance with all arrival rates slightly lower (the left derivative); among those with the
-    smallest sum of `no_decode_queue`, then the smallest `solo_decode_slots`, `mixed_decode_slots` and
-    `prefill_slots`, then the smallest sum of the balances' prices. (The order gives `prefill_slots` a price
-    when sum x = 1, where `solo_decode_slots` binds as well.)
+    proportion to the tokens per second that they decode, or, where decode fairness forbids that, the y_s with
+    the smallest largest deviation from it (then the smallest sum of deviations, then the lexicographically
+    largest).
 
     **Arguments:**
 
     - `instance`: numbers on the host (not traced).
     - `scheme`: `"bundled"` or `"separate"`; the instance's own when None.
     - `require_no_decode_queue`: True imposes q_d = 0, False does not; see above for None.
+    - `service_levels`: in place of the instance's own; `ServiceLevels()` is none.
 
     **Returns:** a `Plan`.
 
     **Raises:** `PlanError` when classes that never abandon (patience_rate 0) bring more work than the cluster
-    can serve, or q_d = 0 is required and impossible; `InputError` for an unknown scheme.
+    can serve, q_d = 0 is required and impossible, or a limit cannot be met (with the tightest that can);
+    `InputError` for an unknown scheme, or q_d allowed beside a limit that forbids it.
     """
     scheme = _checked_scheme(instance, scheme)
+    levels = (instance.service_levels if service_levels is None else service_levels) or ServiceLevels()
+    if levels.forbid_decode_queue and require_no_decode_queue is False:
+        raise InputError(
+            "require_no_decode_queue: a limit on fairness imposes q_d = 0; expected None or True, got False"
+        )
+    required = True if levels.forbid_decode_queue else require_no_decode_queue
     try:
-        return _solve(instance, scheme, require_no_decode_queue)
+        written = _written(instance, scheme)
+        return _finish(
+            _solve(PlanningProblem(instance, scheme, levels), required, written), written.objective
+        )
     except SolverError as error:
         raise PlanError(f"planning LP: the solver stopped: {error}") from None
 
 
-def _solve(instance: Instance, scheme: str, require_no_decode_queue: bool | None) -> Plan:
-    """The LP as written, the LP with q_d = 0 where that is wanted, and the plan of one of them."""
-    written = _program(instance, scheme)
+def _written(instance: Instance, scheme: str) -> Solution:
+    """The LP as written."""
     try:
-        optimum = written.standard.maximise()
+        return PlanningProblem(instance, scheme).solve()
     except InfeasibleError:
         raise PlanError(_infeasible_message(instance)) from None
-    revenue = optimum.objective * written.value_scale
-    required = bool(require_no_decode_queue)
-    if not required and (require_no_decode_queue is False or scheme == "separate"):
-        return _finish(instance, scheme, written, optimum, revenue)
-    constrained = _program(instance, scheme, no_decode_queue=True)
+
+
+def _solve(problem: PlanningProblem, required: bool | None, written: Solution) -> Solution:
+    """The problem with q_d = 0 where that is required or costs nothing, else as it is."""
+    constrained = replace(problem, no_decode_queue=True)
+    if required:
+        return _solve_or_refuse(constrained)
+    free = _solve_or_refuse(problem) if problem.levels.any else written
+    if required is False or problem.scheme == "separate":
+        return free
     try:
-        candidate = constrained.standard.maximise()
+        candidate = constrained.solve()
     except InfeasibleError:
-        if required:
-            raise PlanError(
-                "planning LP: q_d = 0 is required, and no such plan exists; allow q_d > 0"
-            ) from None
-        return _finish(instance, scheme, written, optimum, revenue)
-    if not required and candidate.objective * constrained.value_scale < revenue * (1 - SAME_VALUE):
-        return _finish(instance, scheme, written, optimum, revenue)
-    return _finish(instance, scheme, constrained, candidate, revenue, no_decode_queue=True)
+        return free
+    costs = free.objective - candidate.objective
+    return free if costs > SAME_VALUE * max(written.objective, abs(free.objective)) else candidate
+
+
+def _solve_or_refuse(problem: PlanningProblem) -> Solution:
+    try:
+        return problem.solve()
+    except InfeasibleError:
+        raise problem.refusal() from None
 
 
 def upper_bound(instance: Instance, scheme: str | None = None) -> float:
@@ -216,7 +262,7 @@ def upper_bound(instance: Instance, scheme: str | None = None) -> float:
 
     **Raises:** `InputError` for an unknown scheme, `PlanError` when the solver fails.
     """
-    program = _program(instance, _checked_scheme(instance, scheme), growing_queues=True)
+    program = planning_program(instance, _checked_scheme(instance, scheme), growing_queues=True)
     try:
         return program.standard.maximise().objective * program.value_scale
     except SolverError as error:
@@ -230,157 +276,57 @@ def _checked_scheme(instance: Instance, scheme: str | None) -> str:
     return scheme
 
 
-def _program(
-    instance: Instance, scheme: str, no_decode_queue: bool = False, growing_queues: bool = False
-) -> LinearProgram:
-    """The planning LP on (x, y_m, y_s, q_p, q_d), a block of classes each.
-
-    A class that never abandons has no q: with `growing_queues` its columns there hold the rate (1/s) at which
-    its queue grows, else they are 0.
-    """
-    patience = instance.workload.patience_rate
-    loss_rate = np.where(patience > 0, patience, 1.0)
-    may_lose = (patience > 0) | growing_queues
-    always = np.ones(instance.n_classes, dtype=bool)
-    rows = _slot_rows(instance) + _balance_rows(instance, loss_rate)
-    return LinearProgram(
-        value=_objective(instance, scheme),
-        rows=rows + (_no_decode_queue_rows(instance),) if no_decode_queue else rows,
-        scale=_scale(instance, loss_rate),
-        allowed=np.concatenate([always, always, always, may_lose, may_lose]),
-    )
-
-
-def _objective(instance: Instance, scheme: str) -> Float[np.ndarray, " variables"]:
-    """Money per second that one unit of each variable earns: eq. 40 (bundled), eq. 42 (separate)."""
-    zeros = np.zeros(instance.n_classes)
-    prefill = instance.prefill_value * instance.mu_prefill if scheme == "separate" else zeros
-    value = instance.decode_value if scheme == "separate" else instance.request_value
-    return np.concatenate([prefill, value * instance.mu_mixed, value * instance.mu_solo, zeros, zeros])
-
-
-def _slot_rows(instance: Instance) -> tuple[Row, ...]:
-    """Capacity (eq. 12-14, divided by n)."""
-    ones, zeros = np.ones(instance.n_classes), np.zeros(instance.n_classes)
-    batch_size = float(instance.batch_size)
-
-    def row(name: str, x: float, y_mixed: float, y_solo: float, right: float) -> Row:
-        coefficients = np.concatenate([x * ones, y_mixed * ones, y_solo * ones, zeros, zeros])[None]
-        return Row(name, coefficients, np.array([right]), equality=False)
-
-    return (
-        row(_SLOTS[0], 1.0, 0.0, 0.0, 1.0),
-        row(_SLOTS[1], 1.0 - batch_size, 1.0, 0.0, 0.0),
-        row(_SLOTS[2], batch_size, 0.0, 1.0, batch_size),
-    )
-
-
-def _balance_rows(instance: Instance, loss_rate: Float[np.ndarray, " classes"]) -> tuple[Row, ...]:
-    """What enters a stage leaves it (eq. 40): a right-hand side is an arrival rate from outside."""
-    none = np.zeros((instance.n_classes, instance.n_classes))
-    prefill, mixed, solo = (np.diag(mu) for mu in (instance.mu_prefill, instance.mu_mixed, instance.mu_solo))
-    loss = np.diag(loss_rate)
-    arrivals = instance.workload.arrival_rate
-    return (
-        Row("prefill_balance", np.hstack([prefill, none, none, loss, none]), arrivals, equality=True),
-        Row("decode_balance", np.hstack([-prefill, mixed, solo, none, loss]), 0.0 * arrivals, equality=True),
-    )
-
-
-def _no_decode_queue_rows(instance: Instance) -> Row:
-    """q_d <= 0, class by class: rows rather than absent columns, so that each has a price."""
-    classes = instance.n_classes
-    coefficients = np.hstack([np.zeros((classes, 4 * classes)), np.eye(classes)])
-    return Row("no_decode_queue", coefficients, np.zeros(classes), equality=False)
-
-
-def _scale(instance: Instance, loss_rate: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " variables"]:
-    """The largest value that each variable can take by its own class's flow and its own stage's slots."""
-    arrivals = instance.workload.arrival_rate
-    x = np.minimum(1.0, arrivals / instance.mu_prefill)
-    flow = x * instance.mu_prefill
-    y_mixed = np.minimum(instance.batch_size, flow / instance.mu_mixed)
-    y_solo = np.minimum(instance.batch_size, flow / instance.mu_solo)
-    return np.concatenate([x, y_mixed, y_solo, arrivals / loss_rate, flow / loss_rate])
-
-
-def _finish(
-    instance: Instance,
-    scheme: str,
-    program: LinearProgram,
-    optimum: Optimum,
-    revenue: float,
-    no_decode_queue: bool = False,
-) -> Plan:
+def _finish(solution: Solution, revenue: float) -> Plan:
     """Uniqueness, tie-break and prices of an optimum, as a `Plan`."""
-    form = program.standard
-    support = form.support(optimum)
-    directions = form.directions(support)
-    flows_unique = not (np.abs(directions[_flow_columns(instance)]) > SAME_DIRECTION).any()
-    point = optimum.point if flows_unique else _break_ties(program, optimum, directions)
-    prices = _prices(instance, program, optimum, support)
+    problem, form = solution.problem, solution.program.standard
+    instance, levels = problem.instance, problem.levels
+    directions = form.directions(form.support(solution.optimum))
+
+    def unmoved(*blocks: str) -> bool:
+        return not (np.abs(directions[_columns(instance, blocks)]) > SAME_DIRECTION).any()
+
+    flows_unique = unmoved("x", "q_prefill", "q_decode")
+    variables = plan_variables(solution, directions, flows_unique)
+    indicators = attained(instance, x=variables[0], y_solo=variables[2])
+    penalties = sum(levels.penalty(name) * value for name, value in indicators.items())
+    prices = _prices(solution)
     return Plan(
-        *_spread_decodes(instance, program.variables(point)),
+        *variables,
         bid_prices=prices["prefill_balance"],
         revenue=revenue,
-        plan_revenue=optimum.objective * program.value_scale,
-        unique=directions.shape[1] == 0,
+        plan_revenue=solution.objective + penalties,
+        objective=solution.objective,
+        unique=unmoved(*VARIABLES),
         flows_unique=flows_unique,
-        no_decode_queue=no_decode_queue,
+        no_decode_queue=problem.no_decode_queue,
         shadow_prices=prices,
-        scheme=scheme,
+        indicators={name: np.asarray(value) for name, value in indicators.items()},
+        service_levels=levels if levels.any else None,
+        scheme=problem.scheme,
     )
 
 
-def _flow_columns(instance: Instance) -> Int[np.ndarray, " flows"]:
-    """Where x, q_p and q_d stand among the variables."""
-    blocks = np.arange(len(_VARIABLES) * instance.n_classes).reshape(len(_VARIABLES), -1)
-    return blocks[[0, 3, 4]].ravel()
+def _columns(instance: Instance, blocks: tuple[str, ...]) -> Int[np.ndarray, " columns"]:
+    """Where some of `VARIABLES` stand among the columns."""
+    columns = np.arange(len(VARIABLES) * instance.n_classes).reshape(len(VARIABLES), -1)
+    return columns[[VARIABLES.index(name) for name in blocks]].ravel()
 
 
-def _break_ties(
-    program: LinearProgram, optimum: Optimum, directions: Float[np.ndarray, "columns directions"]
-) -> Float[np.ndarray, " columns"]:
-    """The optimal point with the smallest sum of q_d, then the largest x, the smallest q_d, class 0 first."""
-    units = np.eye(len(program.value))
-    x, _, _, _, q_decode = np.split(units, len(_VARIABLES))
-    weights = [-q_decode.sum(axis=0), *x, *(-q_decode)]
-    objectives = varying([program.columns(weight) for weight in weights], directions)
-    return program.standard.successively(optimum.point, optimum.face, objectives)
-
-
-def _prices(
-    instance: Instance, program: LinearProgram, optimum: Optimum, support: Bool[np.ndarray, " columns"]
-) -> dict[str, np.ndarray]:
-    """Shadow prices, by the rule that `solve_plan` describes where the dual solution is not unique."""
-    if not program.standard.dual_directions(support).size:
-        return program.prices(optimum.dual)
-    one = np.ones(1)
-    lower_arrivals = {"prefill_balance": instance.workload.arrival_rate}
-    smallest = [{name: -one} for name in ("no_decode_queue", *reversed(_SLOTS))]
-    balances = {"prefill_balance": -one, "decode_balance": -one}
-    return program.best_prices(optimum, support, [lower_arrivals, *smallest, balances])
-
-
-def _spread_decodes(instance: Instance, variables: Float[np.ndarray, " variables"]) -> tuple[np.ndarray, ...]:
-    """x, y_m, y_s, q_p, q_d with as many solo decodes as fit and classes in proportion to their tokens per
-    second.
-
-    It changes no flow: a class that decodes r_i tokens per second needs y_m,i / tau + gamma y_s,i = r_i.
-    """
-    x, _, _, q_prefill, q_decode = np.split(variables, len(_VARIABLES))
-    patience, tau, solo = (
-        instance.workload.patience_rate,
-        instance.mixed_iteration_time,
-        instance.iteration_time.solo,
-    )
-    completions = np.maximum(instance.mu_prefill * x - patience * q_decode, 0.0)
-    tokens = instance.workload.output_tokens * completions
-    total = tokens.sum()
-    total_solo = min(instance.batch_size * max(1.0 - x.sum(), 0.0), total * solo)
-    total_mixed = tau * max(total - total_solo / solo, 0.0)
-    share = tokens / total if total > 0 else np.zeros(len(x))
-    return x, total_mixed * share, total_solo * share, q_prefill, q_decode
+def _prices(solution: Solution) -> dict[str, np.ndarray]:
+    """Shadow prices, by the rule that `Plan` describes where the dual solution is not unique."""
+    program, optimum = solution.priced, solution.priced_optimum
+    support = program.standard.support(optimum)
+    reported = (*SLOTS, "prefill_balance", "decode_balance", "no_decode_queue", *INDICATORS)
+    if program.standard.dual_directions(support).size:
+        one = np.ones(1)
+        wider = [{name: -one} for name in INDICATORS]
+        lower_arrivals = {"prefill_balance": solution.problem.instance.workload.arrival_rate}
+        smallest = [{name: -one} for name in ("no_decode_queue", *reversed(SLOTS))]
+        balances = {"prefill_balance": -one, "decode_balance": -one}
+        prices = program.best_prices(optimum, support, [*wider, lower_arrivals, *smallest, balances])
+    else:
+        prices = program.prices(optimum.dual)
+    return {name: prices[name] for name in reported if name in prices}
 
 
 def _infeasible_message(instance: Instance) -> str:

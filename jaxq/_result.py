@@ -26,6 +26,7 @@ from ._statistics import (
     ratio_estimate,
     warmup_check,
 )
+from ._token_time import slot_time
 
 if TYPE_CHECKING:
     import xarray
@@ -406,11 +407,10 @@ class Result:
         if name == "waiting_time_decode":
             return average("decode_queue"), average("prefill_rate")
         mixed, solo = _over_classes(average("decodes_mixed")), _over_classes(average("decodes_solo"))
-        tau = float(self.instance.mixed_iteration_time)
-        tau_solo = float(self.instance.iteration_time.solo)
         if name == "time_per_token_slot":
-            return tau * mixed + tau_solo * solo, mixed + solo
-        return mixed + solo, mixed / tau + solo / tau_solo
+            return slot_time(self.instance, mixed, solo)
+        tau, tau_solo = self.instance.mixed_iteration_time, self.instance.iteration_time.solo
+        return mixed + solo, mixed / float(tau) + solo / float(tau_solo)
 
     def _checked_scheme(self, scheme: str | None) -> str:
         scheme = self.instance.pricing.scheme if scheme is None else scheme
