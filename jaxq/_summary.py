@@ -41,7 +41,8 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def instance_dict(instance: Instance) -> dict[str, Any]:
-    """An instance: times in s, lengths in tokens, rates in 1/s (arrivals per GPU), prices per token."""
+    """An instance: times in s, lengths in tokens, rates in 1/s (arrivals per GPU), prices per token, and the
+    service levels that are set (None without that table)."""
     time, pricing, workload = instance.iteration_time, instance.pricing, instance.workload
     numbers = ("prompt_tokens", "output_tokens", "arrival_rate", "patience_rate")
     return {
@@ -64,11 +65,13 @@ def instance_dict(instance: Instance) -> dict[str, Any]:
             {"name": name} | {number: float(getattr(workload, number)[i]) for number in numbers}
             for i, name in enumerate(workload.names)
         ],
+        "sli": None if instance.service_levels is None else instance.service_levels.numbers(),
     }
 
 
 def plan_dict(instance: Instance, plan: Plan) -> dict[str, Any]:
-    """A plan: money per GPU and second, requests per GPU by class, prices by constraint."""
+    """A plan: money per GPU and second, requests per GPU by class, prices by constraint, and by service level
+    indicator its value, limit (None without) and penalty, in the units of `ServiceLevels`."""
     return {
         "revenue": float(plan.revenue),
         "scheme": plan.scheme,
@@ -83,9 +86,27 @@ def plan_dict(instance: Instance, plan: Plan) -> dict[str, Any]:
         "flows_unique": bool(plan.flows_unique),
         "no_decode_queue": bool(plan.no_decode_queue),
         "plan_revenue": float(plan.plan_revenue),
+        "objective": float(plan.objective),
+        "service_levels": plan_levels(plan),
         "instance": instance.name,
         "fingerprint": instance.fingerprint(),
         "classes": list(instance.workload.names),
+    }
+
+
+def plan_levels(plan: Plan) -> dict[str, Any]:
+    """Value, limit, shadow price of the limit, and penalty of each service level indicator of a plan."""
+    from ._service_levels import ServiceLevels
+
+    levels = plan.service_levels or ServiceLevels()
+    return {
+        name: {
+            "value": float(value),
+            "limit": levels.limit(name),
+            "shadow_price": float(plan.shadow_prices[name][0]) if name in plan.shadow_prices else None,
+            "penalty": levels.penalty(name),
+        }
+        for name, value in plan.indicators.items()
     }
 
 

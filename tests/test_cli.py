@@ -149,6 +149,29 @@ def test_plan_for_a_person_names_the_classes_and_the_optimum(jaxq):
     assert "297.716190" in out and "decode-heavy" in out and "mixed_decode_slots" in out
 
 
+def test_plan_shows_service_levels(jaxq, workplace):
+    levels = "\n[sli]\nprefill_fairness = 0.1\ntime_per_output_token_penalty = 100.0\n"
+    (workplace / "levels.toml").write_text(GOOD + levels)
+    code, out, _ = jaxq("plan", "levels.toml", "--json")
+    plan = json.loads(out)
+    fairness, time_per_token = (
+        plan["service_levels"][name] for name in ("prefill_fairness", "time_per_output_token")
+    )
+    assert code == 0 and fairness["limit"] == 0.1 and fairness["value"] == pytest.approx(0.1)
+    assert fairness["shadow_price"] == pytest.approx(plan["shadow_prices"]["prefill_fairness"][0])
+    assert time_per_token["limit"] is None and time_per_token["penalty"] == 100
+    assert plan["objective"] == pytest.approx(plan["plan_revenue"] - 100 * time_per_token["value"])
+    shown = jaxq("plan", "levels.toml")[1]
+    assert "prefill_fairness" in shown and "the plan earns 231.459325" in shown
+    unset = json.loads(jaxq("plan", REFERENCE, "--json")[1])["service_levels"]
+    assert all(level["limit"] is None and level["value"] > 0 for level in unset.values())
+
+
+def test_a_service_level_that_cannot_be_met_is_refused(jaxq, workplace):
+    (workplace / "levels.toml").write_text(GOOD + "\n[sli]\ntime_per_output_token = 0.02\n")
+    assert_refused(jaxq("plan", "levels.toml"), "sli.time_per_output_token", "expected at least 0.022")
+
+
 # Calibrate.
 
 

@@ -26,7 +26,8 @@ def plan(
 
     Solves the steady-state planning problem (a linear program): how many prefills, decodes and
     waiting requests of each class a GPU should hold on average, what one more request or slot would be worth,
-    and the revenue that no policy can exceed in the long run.
+    and the revenue that no policy can exceed in the long run. Service levels, the file's table \\[sli], limit
+    the plan or are paid for in its objective.
 
     \b
     Examples:
@@ -45,8 +46,6 @@ def plan(
 
 def _print(instance: Instance, solution: Plan) -> None:
     """The plan as tables for a person."""
-    import numpy as np
-
     from .tables import print_table, print_text
 
     best = f"best possible revenue {solution.revenue:.6f} per GPU and second ({solution.scheme})"
@@ -63,11 +62,40 @@ def _print(instance: Instance, solution: Plan) -> None:
     print_table(
         ("constraint", "price"),
         [
-            (name, ", ".join(f"{value:.4f}" for value in np.atleast_1d(price)))
+            (name, ", ".join(f"{value:.4f}" for value in price))
             for name, price in solution.shadow_prices.items()
+            if name not in solution.indicators
         ],
         title="Shadow prices: revenue for one more unit",
     )
-    unique = "The optimum is unique." if solution.unique else "Other plans attain the same revenue."
+    _print_service_levels(solution)
+    unique = "The optimum is unique." if solution.unique else "Other plans are as good."
     share = 100 * float(solution.mixed_share)
     print_text(f"{unique} {share:.2f} % of the GPUs run a prefill at any time.")
+
+
+def _print_service_levels(solution: Plan) -> None:
+    """The service level indicators of a plan, and what keeping to them costs."""
+    from .._service_levels import INDICATORS
+    from .._summary import plan_levels
+    from .tables import print_table, print_text
+
+    def shown(number: float | None) -> str:
+        return "none" if number is None else f"{number:.6g}"
+
+    columns = ("value", "limit", "shadow_price", "penalty")
+    print_table(
+        ("service level", "unit", *(column.replace("_", " ") for column in columns)),
+        [
+            (name, INDICATORS[name], *(shown(level[column]) for column in columns))
+            for name, level in plan_levels(solution).items()
+        ],
+        texts=("unit",),
+        title="Service levels: shadow price and penalty per unit",
+    )
+    if solution.service_levels is not None:
+        penalties = float(solution.plan_revenue - solution.objective)
+        print_text(
+            f"Under these service levels the plan earns {solution.plan_revenue:.6f} per GPU and second; "
+            f"less penalties of {penalties:.6f} that is {solution.objective:.6f}."
+        )
