@@ -124,7 +124,7 @@ class Case:
     def __init__(self, name: str, policy: str, n_gpus: int, scale: float):
         from jaxq._instance_file import load_instance
         from jaxq._plan import solve_plan
-        from jaxq._policy.presets import load_policy
+        from jaxq._policy.load import load_policy
 
         self.name, self.policy_name, self.n_gpus = name, policy, n_gpus
         self.instance = load_instance(ROOT / "experiments" / "instances" / f"{INSTANCES[name]}.toml")

@@ -52,7 +52,7 @@ def jaxq_contender(stepper: Any, policy: str, n_gpus: int, replications: int) ->
     """A cluster of jaxq's that has passed its warm-up."""
     from jaxq._benchmark import RunningCluster
     from jaxq._engine.cluster import ClusterEngine
-    from jaxq._policy.presets import load_policy
+    from jaxq._policy.load import load_policy
 
     instance = reference()
     cluster = RunningCluster(
@@ -153,7 +153,7 @@ def use_memory(kind: str) -> None:
 
     from jaxq._engine.cluster import ClusterEngine
     from jaxq._engine.steppers import Exact, Leap
-    from jaxq._policy.presets import load_policy
+    from jaxq._policy.load import load_policy
 
     instance = reference()
     begin = time.perf_counter()

@@ -184,7 +184,7 @@ def benchmark_main(*, quiet: bool = False) -> dict[str, Any]:
     "events_per_second", "gpu_seconds_per_second", "bytes_per_replication", "step": step_counts}]}`.
     """
     from ._cli.options import read_instance
-    from ._policy.presets import load_policy
+    from ._policy.load import load_policy
 
     instance = read_instance(None)
     rows = []

@@ -7,17 +7,15 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ._versions import versions
 
 if TYPE_CHECKING:
     from ._instance import Instance
     from ._plan import Plan
     from ._result import Result
-
-PACKAGES = ("jaxq", "jax", "jaxlib", "equinox", "numpy", "scipy")
-"""Packages whose versions results depend on."""
 
 
 def plain(value: Any) -> Any:
@@ -132,8 +130,7 @@ def environment_dict() -> dict[str, Any]:
     import jax
 
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": usable_cores(),
         "devices": [{"platform": device.platform, "kind": device.device_kind} for device in jax.devices()],

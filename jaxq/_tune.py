@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float64
 
+from ._ascent import Ascent, Check, Checkpoint, Climb
 from ._engine.cluster import ClusterEngine
 from ._engine.steppers import Exact, Leap
 from ._errors import InputError
@@ -18,14 +22,16 @@ from ._gradient.base import AbstractGradient, Experiment, Objective
 from ._gradient.finite_difference import FiniteDifference
 from ._instance import Instance
 from ._policy.base import Policy
-from ._policy.parameters import Vector, parameter_scales, parameters, with_parameters
+from ._policy.parameters import parameters
+from ._policy.policy_file import save_policy
 from ._statistics import Estimate
+from ._versions import versions
 
 LEARNING_RATE = 0.5
 """Of the default optimiser, in units of `parameter_scales` a step."""
 
-VALIDATION_REPLICATIONS = 64
-FINAL_REPLICATIONS = 256
+TRAINING_GPUS, VALIDATION_GPUS = 50, 500
+"""Larger clusters are trained and validated at these sizes: parameters mean the same at every size."""
 
 LIFETIMES = 2.0
 """Warm-up, and time measured in a training run, in units of the slowest mean time in the system."""
@@ -33,28 +39,36 @@ LIFETIMES = 2.0
 FINAL_LIFETIMES = 8.0
 """Time measured for the final figure, likewise."""
 
-Progress = Callable[[str, int, int], None]
+DIRECTIONS = 16
+"""Of the default gradient."""
 
+TRAINING_GPU_RUNS = 400
+"""GPUs times replications in each run of the default gradient."""
 
-@dataclass(frozen=True)
-class Check:
-    """A policy valued on the validation replications: after `step` steps, mean value and the half-width of
-    its 95 % interval."""
+VALIDATION_GPU_RUNS = 12_800
+"""GPUs times replications in a check."""
 
-    step: int
-    value: float
-    half_width: float
+FINAL_EVENTS = 1.5e8
+"""Of each policy in the final figure, about."""
+
+FINAL_REPLICATIONS = (4, 512)
+"""At least, and at most."""
+
+Progress = Callable[[str, int, int, Check | None], None]
 
 
 @dataclass(frozen=True)
 class Tuned:
     """What `tune` found.
 
-    - `policy`: the best policy on the validation replications; `start`: where its descent began.
+    - `policy`: the best policy on the validation replications; `start`: where its climb began.
     - `value`: its value with `Exact`, on replications that played no part in tuning; `start_value`: that of
       the start, and `gain`: the paired difference.
-    - `history`: the checks of each start's descent, in the order given.
+    - `final`: the experiment that gave these, for valuing other policies on the same replications;
+      `final_values`: the value in each of them.
+    - `history`: the checks of each start's climb, in the order given.
     - `notes`: what went wrong on the way and was put right, such as a gradient that was not finite.
+    - `training`: how it was tuned, as the policy file tells it.
     - `seconds`: wall-clock time.
     """
 
@@ -63,9 +77,19 @@ class Tuned:
     value: Estimate
     start_value: Estimate
     gain: Estimate
+    final: Experiment
+    final_values: Float64[np.ndarray, " replications"]
     history: tuple[tuple[Check, ...], ...]
     notes: tuple[str, ...]
+    training: dict[str, Any]
     seconds: float
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy to a `.json` file that `load_policy` and `--policy FILE` accept.
+
+        **Raises:** `InputError` as `jaxq.policies.save_policy`.
+        """
+        save_policy(self.policy, path, self.final.instance, self.training)
 
 
 def tune(
@@ -77,64 +101,112 @@ def tune(
     gradient: AbstractGradient | None = None,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 40,
+    trial_steps: int = 8,
+    finalists: int = 2,
     check_every: int = 4,
     patience: int = 4,
     key: int = 0,
     engine: ClusterEngine | None = None,
+    final_replications: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Climb from each start by stochastic gradient, and keep the best policy met on the way.
 
     Any policy will do: its floating-point arrays are its parameters (`jaxq.policies.parameters`), but for
     those in a `jaxq.policies.Fixed`. Training, validation and the final figure use disjoint random numbers.
+    Above 50 GPUs the slopes come from a cluster of 50.
 
     **Arguments:**
 
-    - `starts`: one policy, or several of which the best result is kept.
-    - `n_gpus`: GPUs of the cluster on which it is tuned.
+    - `starts`: one policy, or several: each takes `trial_steps` steps, and the best `finalists` go on.
+    - `n_gpus`: GPUs of the cluster for which it is tuned.
     - `objective`: `"bundled"`, `"separate"` or a function of a `Result` that returns one number a
       replication.
     - `gradient`, `optimizer`: how slopes are estimated and followed; simultaneous perturbation and Adam when
       None. The optimiser works in units of `parameter_scales`.
     - `steps`, `check_every`, `patience`: at most so many steps; how often the policy is valued on validation
-      replications; after how many checks without a better value a descent ends.
+      replications; after how many checks without a better value a climb ends.
     - `key`: a whole number; the same key, the same result.
     - `engine`: for training and validation; time steps (`Leap`) when None. The final figure is always from
       `Exact`.
-    - `progress`: called with (what, done, total).
+    - `final_replications`: of the final figure; as many as `FINAL_EVENTS` allow when None.
+    - `checkpoint`: a file that is written after every check, and from which an interrupted tuning goes on to
+      the same result, bit for bit.
+    - `progress`: called with (start, step, steps, the check just made or None).
 
-    **Raises:** `InputError` for no start, a start without parameters, or a number out of range.
+    **Raises:** `InputError` for no start, a start without parameters, a number out of range, or a checkpoint
+    that is damaged or of another tuning.
     """
     starts = [starts] if isinstance(starts, Policy) else list(starts)
-    _check(starts, steps, check_every, patience)
+    _check(starts, steps, check_every, patience, trial_steps, finalists)
     begin = time.perf_counter()
     training, validation, final = _experiments(instance, n_gpus, objective, engine, key)
-    ascent = _Ascent(
+    ascent = Ascent(
         training,
         validation,
-        gradient or FiniteDifference(directions=16, replications=8),
+        gradient or default_gradient(training.n_gpus),
         optimizer or optax.adam(LEARNING_RATE, b2=0.99),
-        steps,
+        _shared(VALIDATION_GPU_RUNS, validation.n_gpus),
         check_every,
         patience,
     )
-    climbs = [
-        ascent.climb(start, f"{start.name} [{k + 1}/{len(starts)}]", progress)
-        for k, start in enumerate(starts)
-    ]
-    best = int(np.argmax([climb.best.value for climb in climbs]))
+    climbs = [ascent.begin(start, f"{start.name} [{k + 1}/{len(starts)}]") for k, start in enumerate(starts)]
+    told = _told(ascent, starts, n_gpus, objective, steps, trial_steps, finalists, key)
+    store = None if checkpoint is None else Checkpoint(Path(checkpoint), told)
+    if store is not None:
+        store.load(climbs)
+    _race(ascent, climbs, steps, trial_steps, finalists, store, progress)
+    best = max(range(len(climbs)), key=lambda k: climbs[k].best_value)
     policy, start = climbs[best].policy, starts[best]
-    before, after = final.values([start, policy], FINAL_REPLICATIONS)
+    count = final_replications or _final_replications(final)
+    policy = replace(policy, name=f"tuned {start.name}")
+    before, after = final.values([start, policy], count)
     return Tuned(
         policy=policy,
         start=start,
         value=Estimate.from_samples(after),
         start_value=Estimate.from_samples(before),
         gain=Estimate.from_samples(after - before),
+        final=final,
+        final_values=after,
         history=tuple(tuple(climb.checks) for climb in climbs),
         notes=tuple(note for climb in climbs for note in climb.notes),
+        training=told,
         seconds=time.perf_counter() - begin,
     )
+
+
+def default_gradient(n_gpus: int) -> FiniteDifference:
+    """Simultaneous perturbation, with more replications on smaller clusters."""
+    return FiniteDifference(directions=DIRECTIONS, replications=_shared(TRAINING_GPU_RUNS, n_gpus))
+
+
+def _race(
+    ascent: Ascent,
+    climbs: list[Climb],
+    steps: int,
+    trial_steps: int,
+    finalists: int,
+    store: Checkpoint | None,
+    progress: Progress | None,
+) -> None:
+    """All climbs take `trial_steps`; the best `finalists` go on to `steps`."""
+
+    def report(climb: Climb) -> None:
+        last = climb.checks[-1] if climb.checks[-1].step == climb.step else None
+        if last is not None and store is not None:
+            store.save(climbs)
+        if progress is not None:
+            progress(climb.label, climb.step, steps, last)
+
+    if len(climbs) > finalists:
+        for climb in climbs:
+            ascent.climb(climb, min(trial_steps, steps), report)
+    # A finalist's best value only grows: an interrupted race has the same finalists when it goes on.
+    order = sorted(range(len(climbs)), key=lambda k: -climbs[k].best_value)
+    for k in order[:finalists] if len(climbs) > finalists else range(len(climbs)):
+        ascent.climb(climbs[k], steps, report)
 
 
 def _experiments(
@@ -145,14 +217,62 @@ def _experiments(
     warmup = LIFETIMES * lifetime
     keys = [jax.random.fold_in(jax.random.key(key), part) for part in range(3)]
     engine = engine or ClusterEngine(Leap())
-    training = Experiment(instance, n_gpus, 2 * warmup, warmup, objective, engine, keys[0])
+    training = Experiment(
+        instance, min(n_gpus, TRAINING_GPUS), 2 * warmup, warmup, objective, engine, keys[0]
+    )
+    validation = replace(training, n_gpus=min(n_gpus, VALIDATION_GPUS), key=keys[1])
     final = replace(
         training,
+        n_gpus=n_gpus,
         horizon=warmup + FINAL_LIFETIMES * lifetime,
         engine=ClusterEngine(Exact()),
         key=keys[2],
     )
-    return training, replace(training, key=keys[1]), final
+    return training, validation, final
+
+
+def _shared(gpu_runs: int, n_gpus: int) -> int:
+    """Replications of clusters of so many GPUs, a multiple of 8."""
+    return 8 * max(1, round(gpu_runs / (8 * n_gpus)))
+
+
+def _final_replications(final: Experiment) -> int:
+    """As many as `FINAL_EVENTS` allow; every request makes about four events."""
+    events = 4 * final.n_gpus * final.horizon * float(np.sum(final.instance.workload.arrival_rate))
+    least, most = FINAL_REPLICATIONS
+    return int(np.clip(round(FINAL_EVENTS / events), least, most))
+
+
+def _told(
+    ascent: Ascent,
+    starts: Sequence[Policy],
+    n_gpus: int,
+    objective: str | Objective,
+    steps: int,
+    trial_steps: int,
+    finalists: int,
+    key: int,
+) -> dict[str, Any]:
+    """How a tuning is done, as JSON holds it: two that tell the same give the same result."""
+    name = objective if isinstance(objective, str) else getattr(objective, "__qualname__", "a function")
+    return {
+        "instance": ascent.training.instance.fingerprint(),
+        "gpus": n_gpus,
+        "training_gpus": ascent.training.n_gpus,
+        "validation_gpus": ascent.validation.n_gpus,
+        "objective": name,
+        "starts": [start.name for start in starts],
+        "start_parameters": [parameters(start).tolist() for start in starts],
+        "gradient": str(ascent.gradient),
+        "engine": str(ascent.training.engine),
+        "steps": steps,
+        "trial_steps": trial_steps,
+        "finalists": finalists,
+        "check_every": ascent.check_every,
+        "patience": ascent.patience,
+        "seed": key,
+        "versions": versions(),
+    }
 
 
 def slowest_time(instance: Instance) -> float:
@@ -162,74 +282,9 @@ def slowest_time(instance: Instance) -> float:
     return float(1.0 / min(np.min(rates), np.min(patience[patience > 0], initial=np.inf)))
 
 
-@dataclass
-class _Climb:
-    """Where one start has got to: `values` now, the best `policy` and its check, and what went wrong."""
-
-    values: Vector
-    policy: Policy
-    best: Check
-    checks: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Ascent:
-    """How every start climbs."""
-
-    training: Experiment
-    validation: Experiment
-    gradient: AbstractGradient
-    optimizer: optax.GradientTransformation
-    steps: int
-    check_every: int
-    patience: int
-
-    def climb(self, start: Policy, label: str, progress: Progress | None) -> _Climb:
-        """Follow the gradient from one start; ends early when the best check is `patience` checks old."""
-        scales = parameter_scales(start)
-        first = self.value(start, 0)
-        climb = _Climb(parameters(start), start, first, [first])
-        memory = self.optimizer.init(jnp.zeros(len(scales), jnp.float32))
-        for step in range(self.steps):
-            here = with_parameters(start, climb.values)
-            found = self.gradient.estimate(self.training, here, step * self.gradient.replications_used())
-            slope = found.gradient * scales
-            if not np.isfinite(slope).all():
-                climb.notes.append(
-                    f"{label}, step {step + 1}: the gradient was not finite; back to the best so far"
-                )
-                climb.values = parameters(climb.policy)
-                memory = self.optimizer.init(jnp.zeros(len(scales), jnp.float32))
-                continue
-            # Optimisers descend.
-            move, memory = self.optimizer.update(jnp.asarray(-slope, jnp.float32), memory)
-            climb.values = climb.values + scales * np.asarray(move, np.float64)
-            climb.values = parameters(with_parameters(start, climb.values))
-            if progress is not None:
-                progress(label, step + 1, self.steps)
-            if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
-                self.check(climb, start, step + 1)
-                best = max(range(len(climb.checks)), key=lambda k: climb.checks[k].value)
-                if len(climb.checks) - 1 - best >= self.patience:
-                    break
-        return climb
-
-    def check(self, climb: _Climb, start: Policy, step: int) -> None:
-        """Value the present policy, and keep it if it is the best."""
-        policy = with_parameters(start, climb.values)
-        found = self.value(policy, step)
-        climb.checks.append(found)
-        if found.value > climb.best.value:
-            climb.policy, climb.best = policy, found
-
-    def value(self, policy: Policy, step: int) -> Check:
-        """A policy on the validation replications."""
-        estimate = Estimate.from_samples(self.validation.values([policy], VALIDATION_REPLICATIONS)[0])
-        return Check(step, float(estimate.mean), float(estimate.half_width))
-
-
-def _check(starts: Sequence[Policy], steps: int, check_every: int, patience: int) -> None:
+def _check(
+    starts: Sequence[Policy], steps: int, check_every: int, patience: int, trial_steps: int, finalists: int
+) -> None:
     """Refuse what cannot be tuned."""
     if not starts:
         raise InputError("starts: expected at least one policy")
@@ -239,6 +294,13 @@ def _check(starts: Sequence[Policy], steps: int, check_every: int, patience: int
                 f"starts: {start.name!r} has no parameters (floating-point arrays); start from "
                 "jaxq.policies.feedback(instance), or give it some"
             )
-    for name, value in (("steps", steps), ("check_every", check_every), ("patience", patience)):
+    numbers = {
+        "steps": steps,
+        "check_every": check_every,
+        "patience": patience,
+        "trial_steps": trial_steps,
+        "finalists": finalists,
+    }
+    for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")

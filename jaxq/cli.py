@@ -21,6 +21,7 @@ from ._cli.info import info
 from ._cli.plan import plan
 from ._cli.run import run
 from ._cli.simulate import simulate
+from ._cli.tune import tune
 from ._errors import InputError, SimulationError
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, simulate, plan, calibrate, presets, policies, info, benchmark):
+for command in (run, simulate, tune, plan, calibrate, presets, policies, info, benchmark):
     app.command(help=_help_of(command))(command)
 
 

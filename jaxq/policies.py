@@ -3,7 +3,10 @@
 from ._policy.base import AbstractGate, AbstractRouter, Observation, Partition, Policy, Pool
 from ._policy.feedback import feedback
 from ._policy.gates import FcfsGate, OccupancyGate, PriorityGate, QueueGate
+from ._policy.load import load_policy
+from ._policy.neural import neural
 from ._policy.parameters import Fixed, parameter_names, parameters, with_parameters
+from ._policy.policy_file import save_policy
 from ._policy.presets import (
     PRESETS,
     TABLE,
@@ -11,7 +14,6 @@ from ._policy.presets import (
     gate_and_route,
     gate_fcfs,
     gate_immediate,
-    load_policy,
     price_and_pack,
     prioritize_and_route,
     sarathi,
@@ -53,11 +55,13 @@ __all__ = [
     "gate_fcfs",
     "gate_immediate",
     "load_policy",
+    "neural",
     "parameter_names",
     "parameters",
     "price_and_pack",
     "prioritize_and_route",
     "sarathi",
+    "save_policy",
     "sli_gate_and_route",
     "with_parameters",
 ]

@@ -211,7 +211,7 @@ def find_policy(reference: str, instance: Instance) -> Policy:
 
     **Raises:** `InputError` for one that does not exist.
     """
-    from .._policy.presets import load_policy
+    from .._policy.load import load_policy
 
     here = os.getcwd()
     if ":" in reference and here not in sys.path:

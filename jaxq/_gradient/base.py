@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from .._engine.cluster import ClusterEngine
+from .._engine.record import Record
 from .._errors import InputError
 from .._instance import Instance
 from .._policy.base import Policy
@@ -52,34 +54,39 @@ class Experiment:
 
     def values(self, policies: Sequence[Policy], replications: int, first: int = 0) -> Values:
         """The value of each policy in each of the replications `first`, `first + 1`, ..."""
-        records = self.engine.run_together(
-            self.instance,
-            policies,
-            n_gpus=self.n_gpus,
+        records = self.engine.run_together(self.instance, policies, **self._run(replications, first))
+        pairs = zip(policies, records, strict=True)
+        return np.stack([self._value(policy, record, first) for policy, record in pairs])
+
+    def value(
+        self, policy: Policy, replications: int, first: int = 0
+    ) -> Float64[np.ndarray, " replications"]:
+        """The value of one policy alone, as in `values`."""
+        record = self.engine.run(self.instance, policy, **self._run(replications, first))
+        return self._value(policy, record, first)
+
+    def _run(self, replications: int, first: int) -> dict[str, Any]:
+        return {
+            "n_gpus": self.n_gpus,
+            "horizon": self.horizon,
+            "warmup": self.warmup,
+            "key": self.key,
+            "replications": replications,
+            "first": first,
+        }
+
+    def _value(self, policy: Policy, record: Record, first: int) -> Float64[np.ndarray, " replications"]:
+        result = Result(
+            instance=self.instance,
+            policy_name=policy.name,
+            record=record,
             horizon=self.horizon,
             warmup=self.warmup,
-            key=self.key,
-            replications=replications,
+            key="",
             first=first,
+            engine_description=self.engine.describe(self.instance, policy, self.n_gpus),
+            seconds=0.0,
         )
-        description = self.engine.describe(self.instance, policies[0], self.n_gpus)
-        results = [
-            Result(
-                instance=self.instance,
-                policy_name=policy.name,
-                record=record,
-                horizon=self.horizon,
-                warmup=self.warmup,
-                key="",
-                first=first,
-                engine_description=description,
-                seconds=0.0,
-            )
-            for policy, record in zip(policies, records, strict=True)
-        ]
-        return np.stack([self._value(result) for result in results])
-
-    def _value(self, result: Result) -> Float64[np.ndarray, " replications"]:
         if isinstance(self.objective, str):
             return result.per_replication(f"revenue_{self.objective}")
         values = np.asarray(self.objective(result), np.float64)

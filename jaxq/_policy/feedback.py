@@ -7,6 +7,7 @@ function of the parameters; large parameters make a choice all but certain.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -179,7 +180,7 @@ class GroupedFeedbackRouter(AbstractRandomRouter):
         return jnp.zeros_like(counts).at[buffer].set(counts[buffer])
 
 
-def total(rows: Any) -> Array:
+def total(rows: Iterable[Any]) -> Array:
     """The sum over the first axis, unrolled: gates and routers sit in the innermost loops."""
     rows = list(rows)
     return functools.reduce(jnp.add, rows) if rows else jnp.float32(0.0)
@@ -283,6 +284,15 @@ def feedback(
     )
 
 
+def starting_points(instance: Instance, start: str) -> list[Policy]:
+    """The structures in which a start is worth tuning: its own; and where it has a partition, none, with the
+    finished request placed first."""
+    points = [feedback(instance, start=start)]
+    if start not in _ROUTERS:
+        points.append(feedback(instance, start=start, partition=False, route_first=True))
+    return points
+
+
 def _name(start: str, divided: bool, was_divided: bool, first: bool, was_first: bool) -> str:
     """`feedback(start)`, and how its structure differs from its start's."""
     changes = []
@@ -324,4 +334,9 @@ def _router(
         )
     if divided:
         return PartitionedFeedbackRouter(sharpness * np.asarray(_SOLO_FIRST), none)
-    return FeedbackRouter(sharpness * np.asarray(_ROUTERS.get(start, _NO_PREFERENCE)), none)
+    return FeedbackRouter(router_preferences(start, sharpness), none)
+
+
+def router_preferences(start: str, sharpness: float) -> Float[np.ndarray, " pools"]:
+    """Preferences of `FeedbackRouter` that follow a published policy, or none where it has a partition."""
+    return sharpness * np.asarray(_ROUTERS.get(start, _NO_PREFERENCE))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 
-from .._errors import InputError
 from .._instance import Instance
 from .._plan import Plan, solve_plan
 from .base import Partition, Policy
@@ -161,30 +158,3 @@ TABLE: tuple[dict[str, str], ...] = (
 )
 """What each preset is made of. *: engines keep counts, not order, and draw the class in proportion to the
 numbers waiting; with unequal patience this changes the mix of classes (0.5 % of revenue has been seen)."""
-
-
-def load_policy(reference: str, instance: Instance) -> Policy:
-    """A policy by name (`gate_and_route`) or by reference (`my_module:MyPolicy`, called with the instance).
-
-    **Raises:** `InputError` for an unknown name (with the nearest), a module or attribute that does not
-    exist, or a callable that does not return a `Policy`.
-    """
-    if ":" not in reference:
-        if reference in PRESETS:
-            return PRESETS[reference](instance)
-        near = difflib.get_close_matches(reference, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(PRESETS)}"
-        raise InputError(f"policy: unknown name {reference!r}{hint}")
-    module_name, _, attribute = reference.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise InputError(f"policy: cannot import {module_name!r} of {reference!r}: {error}") from None
-    except AttributeError:
-        raise InputError(f"policy: module {module_name!r} has no {attribute!r}") from None
-    policy = factory(instance)
-    if not isinstance(policy, Policy):
-        raise InputError(
-            f"policy: {reference!r} returned {type(policy).__name__}, expected a jaxq.policies.Policy"
-        )
-    return policy

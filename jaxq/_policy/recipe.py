@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-Argument = str | float | bool | None
+Argument = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,5 @@ class Recipe:
 
     @classmethod
     def of(cls, factory: str, **arguments: Argument) -> Recipe:
-        """A recipe from keyword arguments; numbers become plain Python numbers."""
-        plain: list[tuple[str, Any]] = [
-            (name, float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value)
-            for name, value in sorted(arguments.items())
-        ]
-        return cls(factory, tuple(plain))
+        """A recipe from keyword arguments."""
+        return cls(factory, tuple(sorted(arguments.items())))

@@ -1,0 +1,152 @@
+"""`jaxq tune`: a policy with parameters, tuned by gradient on the simulator."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._errors import InputError
+from .environment import configure_jax
+from .options import (
+    InstanceFile,
+    Json,
+    Seed,
+    check_seed,
+    policy_references,
+    print_json,
+    read_instance,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from .._gradient.base import AbstractGradient
+
+GRADIENTS = ("finite-difference",)
+OBJECTIVES = ("bundled", "separate")
+
+
+def tune(
+    file: InstanceFile,
+    gpus: Annotated[str, typer.Option(metavar="N", help="GPUs of the cluster.")] = "50",
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="feedback|neural",
+            help="Family: feedback has a dozen or so readable parameters; neural is a small network that "
+            "serves any instance and any number of GPUs.",
+        ),
+    ] = "feedback",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME...]",
+            help="Published policies to start from; my_module:MyPolicy or policy.json as it is.",
+            show_default="several, the best of which go on",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(metavar="bundled|separate", help="Revenue to raise.", show_default="the file's scheme"),
+    ] = None,
+    gradient: Annotated[
+        str, typer.Option(metavar="|".join(GRADIENTS), help="How slopes are estimated.")
+    ] = GRADIENTS[0],
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the optimiser, at most.", show_default="32; 8 with --quick")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One start, few steps, wider intervals: within 90 s.")
+    ] = False,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for policy.json, tune.json and the checkpoint, from which an interrupted tuning "
+            "goes on when it is called again with the same arguments.",
+            show_default="jaxq-tuned/INSTANCE-nN",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tune a policy by gradient, from published policies towards the best possible revenue.
+
+    Slopes come from paired simulations, the choice among policies from replications of their own, and the
+    final gap from the exact chain on replications that played no part in either. Takes some minutes on two
+    cores; with --quick about one. The policy file is accepted wherever a policy's name is.
+
+    \b
+    Examples:
+      jaxq tune cluster.toml --gpus 50
+      jaxq tune cluster.toml --gpus 200 --start gate_and_route --objective separate
+      jaxq simulate cluster.toml --policy jaxq-tuned/cluster-n50/policy.json,sarathi
+    """
+    sizes = whole_numbers(gpus, "--gpus")
+    if len(sizes) != 1:
+        raise InputError(f"--gpus: expected one number, as in 50; got {gpus!r}")
+    check_seed(seed)
+    if objective is not None and objective not in OBJECTIVES:
+        raise InputError(f"--objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
+    if steps is not None:
+        whole_numbers(str(steps), "--steps")
+    estimator = _gradient(gradient)
+    instance = read_instance(file)
+    configure_jax()
+    from .. import _tuning_job as job
+    from .._output import writable_folder
+    from .._progress import progress_bars
+
+    effort = job.QUICK if quick else job.FULL
+    if steps is not None:
+        effort = dataclasses.replace(effort, steps=steps)
+    names = effort.starts if start is None else policy_references(start)
+    starts = job.starting_points(instance, policy, names)
+    folder = out if out is not None else Path("jaxq-tuned") / f"{file.stem}-n{sizes[0]}"
+    writable_folder(folder)
+    with progress_bars(len(starts) + 1) as bars:
+        done = job.run_tuning_job(
+            instance,
+            starts,
+            effort,
+            bars,
+            folder,
+            n_gpus=sizes[0],
+            objective=objective or instance.pricing.scheme,
+            gradient=estimator,
+            seed=seed,
+        )
+    if json:
+        print_json(done.summary)
+    else:
+        _print(done.summary)
+
+
+def _gradient(name: str) -> AbstractGradient | None:
+    """The estimator that an option names; None: the default.
+
+    **Raises:** `InputError` for an unknown one.
+    """
+    if name not in GRADIENTS:
+        raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {name!r}")
+    return None
+
+
+def _print(summary: dict[str, Any]) -> None:
+    """A table for a person."""
+    from .tables import print_table, print_text
+
+    def percent(gap: dict[str, Any]) -> str:
+        low, high = gap["ci95"]
+        return f"{100 * gap['mean']:.2f} ± {50 * (high - low):.2f}"
+
+    rows = [("tuned", percent(summary["gap"]))]
+    rows += [(row["policy"], percent(row["gap"])) for row in summary["presets"]]
+    title = f"{summary['scheme']} revenue at {summary['gpus']} GPUs, 95 % intervals"
+    print_table(("policy", "gap to the best possible, %"), rows, title=title)
+    print_text(f"Started from {summary['start']}; {summary['replications']} replications of the exact chain.")
+    if summary["training_gpus"] != summary["gpus"]:
+        print_text(f"Trained on {summary['training_gpus']} GPUs.")
+    print_text(f"Policy file: {summary['policy_file']}")

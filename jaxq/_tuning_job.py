@@ -1,0 +1,208 @@
+"""The tuning job, `jaxq tune`: starts, the tuned policy, and how far it is ahead of the published ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._ascent import Check
+from ._errors import InputError
+from ._gradient.base import AbstractGradient
+from ._instance import Instance
+from ._plan import upper_bound
+from ._policy import feedback, neural
+from ._policy.base import Policy
+from ._policy.load import load_policy
+from ._policy.presets import PRESETS
+from ._progress import ProgressBars
+from ._statistics import Estimate, paired_difference
+from ._summary import environment_dict, instance_dict, write_json
+from ._tune import Tuned, tune
+
+FAMILIES = ("feedback", "neural")
+
+UNPUBLISHED = "price_and_pack"
+"""The preset that is not in [Lin26]; it is reported beside the best published one."""
+
+CHECKPOINT, POLICY, SUMMARY = "checkpoint.npz", "policy.json", "tune.json"
+
+COMPILERS = 2
+"""Threads that compile ahead while earlier policies are simulated."""
+
+
+@dataclass(frozen=True)
+class TuningEffort:
+    """How much is tried: see `tune`; `final_replications` None: as `tune` chooses."""
+
+    starts: tuple[str, ...]
+    steps: int
+    trial_steps: int
+    finalists: int
+    final_replications: int | None = None
+
+
+FULL = TuningEffort(
+    ("gate_and_route", "gate_immediate", "gate_fcfs", "price_and_pack"),
+    steps=32,
+    trial_steps=8,
+    finalists=2,
+)
+QUICK = TuningEffort(("price_and_pack",), steps=8, trial_steps=8, finalists=1, final_replications=128)
+
+
+def starting_points(instance: Instance, family: str, names: Sequence[str]) -> list[Policy]:
+    """The policies from which tuning starts: points of a family, in each structure worth trying; a user's own
+    (`my_module:MyPolicy`) and policy files as they are.
+
+    **Raises:** `InputError` for an unknown family or start, or one that tuning cannot change.
+    """
+    if family not in FAMILIES:
+        raise InputError(f"--policy: expected {' or '.join(FAMILIES)}, got {family!r}")
+    starts = []
+    for name in names:
+        if name not in PRESETS:
+            starts.append(load_policy(name, instance))
+        elif family == "neural":
+            starts.append(neural.neural(instance, start=name))
+        else:
+            starts += feedback.starting_points(instance, name)
+    return starts
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """What the tuning job found; `summary` is all of it, for JSON."""
+
+    tuned: Tuned
+    summary: dict[str, Any]
+
+
+def run_tuning_job(
+    instance: Instance,
+    starts: Sequence[Policy],
+    effort: TuningEffort,
+    bars: ProgressBars,
+    folder: Path,
+    *,
+    n_gpus: int,
+    objective: str,
+    gradient: AbstractGradient | None = None,
+    seed: int = 0,
+) -> TuningJob:
+    """Tune, value the presets on the same replications, and write `POLICY` and `SUMMARY` to a folder.
+
+    An interrupted job goes on from `CHECKPOINT` in the folder, to the same result.
+
+    **Raises:** `InputError` as `tune`.
+    """
+    started = time.perf_counter()
+    bound = upper_bound(instance, objective)
+    tuned = tune(
+        instance,
+        starts,
+        n_gpus=n_gpus,
+        objective=objective,
+        gradient=gradient,
+        steps=effort.steps,
+        trial_steps=effort.trial_steps,
+        finalists=effort.finalists,
+        final_replications=effort.final_replications,
+        key=seed,
+        checkpoint=folder / CHECKPOINT,
+        progress=_Reporter(bars, bound),
+    )
+    for note in tuned.notes:
+        bars.note(f"jaxq: warning: {note}")
+    tuned.save(folder / POLICY)
+    summary = _summary(tuned, _preset_values(tuned, bars), starts, bound, folder)
+    summary["seconds"] = time.perf_counter() - started
+    write_json(summary, folder / SUMMARY)
+    return TuningJob(tuned, summary)
+
+
+class _Reporter:
+    """Shows each climb as a piece of work, with the gap at every check."""
+
+    def __init__(self, bars: ProgressBars, bound: float):
+        self.bars, self.bound = bars, bound
+        self.label, self.report = "", lambda done, total: None
+
+    def __call__(self, label: str, step: int, steps: int, check: Check | None) -> None:
+        if label != self.label:
+            self.label, self.report = label, self.bars.start(label)
+        self.report(step, steps)
+        if check is not None:
+            gap, half_width = 1 - check.value / self.bound, check.half_width / self.bound
+            self.bars.note(f"{label}, step {step}: gap {100 * gap:.2f} ± {100 * half_width:.2f} %")
+
+
+def _preset_values(tuned: Tuned, bars: ProgressBars) -> dict[str, np.ndarray]:
+    """Each preset on the replications of the tuned policy's final figure."""
+    final, count = tuned.final, len(tuned.final_values)
+    report = bars.start("presets")
+    made = {name: PRESETS[name](final.instance) for name in PRESETS}
+    values = {}
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        ready = {
+            name: pool.submit(final.engine.compile, final.instance, policy, final.n_gpus, count)
+            for name, policy in made.items()
+        }
+        for k, (name, policy) in enumerate(made.items()):
+            ready[name].result()
+            values[name] = final.value(policy, count)
+            report(k + 1, len(made))
+    return values
+
+
+def _summary(
+    tuned: Tuned, presets: dict[str, np.ndarray], starts: Sequence[Policy], bound: float, folder: Path
+) -> dict[str, Any]:
+    """Everything that is reported."""
+
+    def gap(estimate: Estimate) -> dict[str, Any]:
+        return estimate.affine(-1 / bound, 1.0).to_dict()
+
+    published = [name for name in presets if name != UNPUBLISHED]
+    best = max(published, key=lambda name: presets[name].mean())
+
+    def row(name: str) -> dict[str, Any]:
+        ahead = paired_difference(tuned.final_values, presets[name])
+        return {
+            "policy": name,
+            "gap": gap(Estimate.from_samples(presets[name])),
+            "tuned_less_policy": ahead.to_dict(),
+        }
+
+    histories = [
+        {"start": start.name, "checks": [_check_dict(check, bound) for check in checks]}
+        for start, checks in zip(starts, tuned.history, strict=True)
+    ]
+    return {
+        "instance": instance_dict(tuned.final.instance),
+        "scheme": tuned.final.objective,
+        "gpus": tuned.final.n_gpus,
+        "training_gpus": tuned.training["training_gpus"],
+        "policy_file": str(folder / POLICY),
+        "start": tuned.start.name,
+        "bound": bound,
+        "value": tuned.value.to_dict(),
+        "gap": gap(tuned.value),
+        "gain": tuned.gain.to_dict(),
+        "best_published": row(best),
+        UNPUBLISHED: row(UNPUBLISHED),
+        "presets": [row(name) for name in presets],
+        "replications": len(tuned.final_values),
+        "history": histories,
+        "notes": list(tuned.notes),
+        "environment": environment_dict(),
+    }
+
+
+def _check_dict(check: Check, bound: float) -> dict[str, Any]:
+    return asdict(check) | {"gap": 1 - check.value / bound}
