@@ -96,8 +96,8 @@ class Ascent:
             self.check(climb)
             report(climb)
         while climb.step < until and not climb.ended:
-            self.move(climb)
             climb.step += 1
+            self.move(climb)
             if climb.step % self.check_every == 0 or climb.step == until:
                 self.check(climb)
                 best = max(range(len(climb.checks)), key=lambda k: climb.checks[k].value)
@@ -108,7 +108,8 @@ class Ascent:
         """One step of the optimiser, in units of `parameter_scales`."""
         scales = parameter_scales(climb.start)
         here = with_parameters(climb.start, climb.values)
-        found = self.gradient.estimate(self.training, here, climb.step * self.gradient.replications_used())
+        first = (climb.step - 1) * self.gradient.replications_used()
+        found = self.gradient.estimate(self.training, here, first)
         slope = found.gradient * scales
         if not np.isfinite(slope).all():
             self.return_to_best(climb, "the gradient was not finite")
@@ -136,7 +137,7 @@ class Ascent:
 
     def return_to_best(self, climb: Climb, reason: str) -> None:
         """Start again from the best policy met, and say why."""
-        climb.notes.append(f"{climb.label}, step {climb.step + 1}: {reason}; back to the best so far")
+        climb.notes.append(f"{climb.label}, step {climb.step}: {reason}; back to the best so far")
         climb.values = climb.best_values
         climb.memory = self.optimizer.init(jnp.zeros(len(climb.values), jnp.float32))
 

@@ -74,12 +74,12 @@ class RunningCluster:
     ):
         block = engine._block(instance, policy, n_gpus, replications)
         program = engine._program(instance, policy, n_gpus, block)
-        keys = jax.device_put(replication_keys(jax.random.key(seed), np.arange(block)), program.sharding(1))
+        keys = replication_keys(jax.random.key(seed), np.arange(block))
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
         self.program, self.replications, self.n_gpus = program, block, n_gpus
         self.step = engine.stepper.step_of(instance, policy) if isinstance(engine.stepper, Leap) else None
         self.longest = EVENTS_PER_WINDOW / (4 * n_gpus * float(np.sum(instance.workload.arrival_rate)))
-        self._fixed = (jax.tree.leaves(device_policy(policy)), numbers, keys)
+        self._fixed = program.place(jax.tree.leaves(device_policy(policy)), numbers, keys)
         self._state = program.start(*self._fixed)
         self._window = 0
 

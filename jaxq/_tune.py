@@ -107,6 +107,7 @@ def tune(
     patience: int = 4,
     key: int = 0,
     engine: ClusterEngine | None = None,
+    validation_replications: int | None = None,
     final_replications: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -130,7 +131,8 @@ def tune(
     - `key`: a whole number; the same key, the same result.
     - `engine`: for training and validation; time steps (`Leap`) when None. The final figure is always from
       `Exact`.
-    - `final_replications`: of the final figure; as many as `FINAL_EVENTS` allow when None.
+    - `validation_replications`, `final_replications`: of a check, and of the final figure; chosen from the
+      size of the cluster when None.
     - `checkpoint`: a file that is written after every check, and from which an interrupted tuning goes on to
       the same result, bit for bit.
     - `progress`: called with (start, step, steps, the check just made or None).
@@ -147,7 +149,7 @@ def tune(
         validation,
         gradient or default_gradient(training.n_gpus),
         optimizer or optax.adam(LEARNING_RATE, b2=0.99),
-        _shared(VALIDATION_GPU_RUNS, validation.n_gpus),
+        validation_replications or _shared(VALIDATION_GPU_RUNS, validation.n_gpus),
         check_every,
         patience,
     )
@@ -270,6 +272,7 @@ def _told(
         "finalists": finalists,
         "check_every": ascent.check_every,
         "patience": ascent.patience,
+        "validation_replications": ascent.replications,
         "seed": key,
         "versions": versions(),
     }

@@ -96,13 +96,10 @@ def path(
     """The engine's state after each of a few windows of growing length."""
     engine = ClusterEngine(stepper)
     program = engine._program(instance, policy, n_gpus, replications)
-    keys = jax.device_put(
-        replication_keys(jax.random.key(seed), np.arange(replications)), program.sharding(1)
-    )
-    fixed = (
+    fixed = program.place(
         jax.tree.leaves(device_policy(policy)),
         numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus)),
-        keys,
+        replication_keys(jax.random.key(seed), np.arange(replications)),
     )
     state, summed, taken = program.start(*fixed), {}, []
     step = stepper.step_of(instance, policy) if isinstance(stepper, Leap) else None

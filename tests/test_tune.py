@@ -17,14 +17,21 @@ from jaxq._tune import slowest_time, tune
 from . import oracles
 from .test_gradient import GPUS, ThinnedLoss
 
-QUICK = dict(n_gpus=GPUS, engine=ClusterEngine(Exact()), steps=6, check_every=2)
+QUICK = dict(
+    n_gpus=GPUS,
+    engine=ClusterEngine(Exact()),
+    steps=6,
+    check_every=2,
+    validation_replications=64,
+    final_replications=256,
+)
 
 
 @pytest.fixture(scope="module")
 def tuned():
     """Erlang's loss system that lets half of its arrivals in: letting all in earns the most."""
     system = ThinnedLoss(0.0)
-    gradient = FiniteDifference(directions=8, replications=4)
+    gradient = FiniteDifference(directions=8, replications=8)
     return system, tune(system.instance, system.policy, gradient=gradient, **QUICK)
 
 
@@ -45,7 +52,7 @@ def test_it_climbs_towards_what_is_known_to_be_best(tuned):
 def test_the_same_key_gives_the_same_bits(tuned):
     system, found = tuned
     again = tune(
-        system.instance, system.policy, gradient=FiniteDifference(directions=8, replications=4), **QUICK
+        system.instance, system.policy, gradient=FiniteDifference(directions=8, replications=8), **QUICK
     )
     np.testing.assert_array_equal(policies.parameters(again.policy), policies.parameters(found.policy))
     assert again.history == found.history and again.value.mean == found.value.mean
@@ -71,8 +78,9 @@ def test_it_keeps_the_best_policy_that_it_met(slope):
     found = tune(system.instance, system.policy, gradient=Adverse(slope), optimizer=optax.sgd(0.5), **QUICK)
     np.testing.assert_array_equal(policies.parameters(found.policy), policies.parameters(system.policy))
     assert found.gain.mean == 0
-    assert len(found.notes) == (6 if np.isnan(slope) else 0)
-    assert all("the gradient was not finite" in note for note in found.notes)
+    reason = "the gradient was not finite" if np.isnan(slope) else "the value fell to"
+    assert len(found.notes) == (6 if np.isnan(slope) else 1)
+    assert all(reason in note for note in found.notes)
 
 
 def test_the_best_of_several_starts_is_kept():
@@ -80,6 +88,112 @@ def test_the_best_of_several_starts_is_kept():
     found = tune(poor.instance, [poor.policy, good.policy], gradient=Adverse(0.0), **QUICK)
     np.testing.assert_array_equal(policies.parameters(found.start), policies.parameters(good.policy))
     assert len(found.history) == 2
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+def interrupted_at(step):
+    def progress(label, done, steps, check):
+        if done == step:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.mark.parametrize("step", [0, 3, 4])
+def test_an_interrupted_tuning_goes_on_to_the_same_bits(tuned, tmp_path, step):
+    """Wherever it is interrupted, from the last check on."""
+    system, whole = tuned
+    path = tmp_path / "checkpoint.npz"
+    arguments = QUICK | dict(gradient=FiniteDifference(directions=8, replications=8), checkpoint=path)
+    with pytest.raises(Interrupted):
+        tune(system.instance, system.policy, **arguments, progress=interrupted_at(step))
+    seen = []
+    found = tune(
+        system.instance, system.policy, **arguments, progress=lambda label, done, *rest: seen.append(done)
+    )
+    assert seen == list(range(step // 2 * 2 + 1, 7))
+    np.testing.assert_array_equal(policies.parameters(found.policy), policies.parameters(whole.policy))
+    assert found.history == whole.history and found.value.mean == whole.value.mean
+
+
+def cheap(tmp_path, **changes):
+    """A tuning that costs nothing but its checks."""
+    system = ThinnedLoss(2.0)
+    arguments = QUICK | dict(gradient=Adverse(0.0), steps=2, checkpoint=tmp_path / "checkpoint.npz")
+    return tune(system.instance, system.policy, **(arguments | changes))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damage):
+    cheap(tmp_path)
+    path = tmp_path / "checkpoint.npz"
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="is damaged and cannot be resumed") as caught:
+        cheap(tmp_path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"steps": 3}, "steps was 2, is 3"),
+        ({"key": 1}, "seed was 0, is 1"),
+        ({"gradient": Adverse(1.0)}, "gradient was .*, is "),
+    ],
+)
+def test_a_checkpoint_of_another_tuning_is_refused(tmp_path, changes, what):
+    cheap(tmp_path)
+    with pytest.raises(InputError, match=f"is of another tuning \\({what}"):
+        cheap(tmp_path, **changes)
+
+
+def test_of_many_starts_the_best_go_on():
+    """Two of three after two steps; who stays behind has no later checks."""
+    systems = [ThinnedLoss(log_odds) for log_odds in (-3.0, 2.0, 1.0)]
+    found = tune(
+        systems[0].instance,
+        [system.policy for system in systems],
+        gradient=Adverse(0.0),
+        trial_steps=2,
+        finalists=2,
+        **(QUICK | dict(steps=4)),
+    )
+    assert [[check.step for check in checks] for checks in found.history] == [[0, 2], [0, 2, 4], [0, 2, 4]]
+
+
+class Explosive(AbstractGradient):
+    """Points uphill first, then far away."""
+
+    def estimate(self, experiment, policy, first=0):
+        count = len(policies.parameters(policy))
+        return GradientEstimate(0.0, np.full(count, 1.0 if first < 2 else -100.0), np.zeros(count))
+
+    def replications_used(self):
+        return 1
+
+
+def test_a_diverging_climb_returns_to_the_best():
+    system = ThinnedLoss(0.0)
+    found = tune(system.instance, system.policy, gradient=Explosive(), optimizer=optax.sgd(0.5), **QUICK)
+    assert any(
+        "the value fell to" in note and note.endswith("back to the best so far") for note in found.notes
+    )
+    assert found.value.mean > 1.2 * system.revenue(0.0)
 
 
 def test_the_slowest_time_is_that_of_a_decode_beside_a_prefill():
@@ -93,6 +207,7 @@ def test_the_slowest_time_is_that_of_a_decode_beside_a_prefill():
         ([], {}, "^starts: expected at least one policy$"),
         ("sarathi", {}, "^starts: 'sarathi' has no parameters"),
         ("gate_and_route", {"steps": 0}, "^steps: expected a whole number of at least 1, got 0$"),
+        ("gate_and_route", {"finalists": 0}, "^finalists: expected a whole number of at least 1, got 0$"),
         ("gate_and_route", {"patience": -1}, "^patience: expected a whole number of at least 1, got -1$"),
         (
             "gate_and_route",

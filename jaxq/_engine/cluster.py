@@ -228,8 +228,11 @@ class ClusterEngine(eqx.Module):
         program = self._program(instance, policy, n_gpus, len(follows), group.together)
         lowered = device_policy(*group.policies, lanes=follows if group.together else None)
         mixed = group.mixed_gpus[follows] if group.together else group.mixed_gpus
-        keys = jax.device_put(replication_keys(key, replications), program.sharding(1))
-        fixed = (jax.tree.leaves(lowered), numbers_of(instance, n_gpus, mixed), keys)
+        fixed = program.place(
+            jax.tree.leaves(lowered),
+            numbers_of(instance, n_gpus, mixed),
+            replication_keys(key, replications),
+        )
         state = program.start(*fixed)
         rows = []
         for w, length in enumerate(windows.lengths):
@@ -441,23 +444,24 @@ class _Program:
     def _put(self, tree: Any) -> Any:
         return jax.device_put(tree, self.sharding(None))
 
-    def _put_own(self, leaves: Any, numbers: Any) -> tuple[Any, Any]:
+    def place(self, leaves: Any, numbers: Any, keys: Any) -> tuple[Any, Any, Any]:
+        """What stays the same from window to window, on the devices."""
+
         def put(axis: int | None, leaf: Any) -> Any:
             return jax.device_put(leaf, self.sharding(axis))
 
-        return jax.tree.map(put, self.own_axes, (leaves, numbers), is_leaf=lambda axis: axis is None)
+        own = jax.tree.map(put, self.own_axes, (leaves, numbers), is_leaf=lambda axis: axis is None)
+        return (*own, jax.device_put(keys, self.sharding(1)))
 
     def start(self, leaves: Any, numbers: Any, keys: Any) -> Any:
-        """An empty cluster."""
-        return self._start(*self._put_own(leaves, numbers), keys)
+        """An empty cluster; the arguments are as `place` gave them."""
+        return self._start(leaves, numbers, keys)
 
     def advance(
         self, leaves: Any, numbers: Any, keys: Any, state: Any, window: Any, length: Any, steps: Any
     ) -> tuple[Any, Totals]:
         """One window on."""
-        return self._advance(
-            *self._put_own(leaves, numbers), keys, state, *self._put((window, length, steps))
-        )
+        return self._advance(leaves, numbers, keys, state, *self._put((window, length, steps)))
 
     def status(self, state: Any) -> Any:
         """The status of each replication: 0 when all is well."""

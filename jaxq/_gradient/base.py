@@ -33,6 +33,7 @@ class Experiment:
     - `n_gpus`, `horizon`, `warmup` (s): as for `simulate`.
     - `objective`: `"bundled"` or `"separate"` for that revenue per GPU and second, or a function of a
       `Result` that returns one number a replication.
+    - `windows`: of time after the warm-up that a run keeps; few cost less.
     - `engine`, `key`: how it runs; policies are valued with common random numbers.
 
     **Raises:** `InputError` for an unknown objective.
@@ -45,6 +46,7 @@ class Experiment:
     objective: str | Objective = "bundled"
     engine: ClusterEngine = field(default_factory=ClusterEngine)
     key: jax.Array = field(default_factory=lambda: jax.random.key(0))
+    windows: int = 4
 
     def __post_init__(self):
         if not callable(self.objective) and self.objective not in ("bundled", "separate"):
@@ -73,6 +75,7 @@ class Experiment:
             "key": self.key,
             "replications": replications,
             "first": first,
+            "n_windows": self.windows,
         }
 
     def _value(self, policy: Policy, record: Record, first: int) -> Float64[np.ndarray, " replications"]:

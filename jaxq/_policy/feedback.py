@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from .._errors import InputError
 from .._instance import Instance
-from .._plan import Plan, solve_plan
+from .._plan import Plan
 from .base import Observation, Partition, Policy, Pool
 from .parameters import Fixed
+from .presets import PRESETS, plain_plan
 from .random_choice import AbstractRandomGate, AbstractRandomRouter
 from .recipe import Recipe
 from .routers import RandomisedRouter
@@ -259,15 +260,13 @@ def feedback(
 
     **Raises:** `InputError` for a start that is not in `STARTS`, or a sharpness that is not positive.
     """
-    from .presets import PRESETS
-
     if start not in STARTS:
         raise InputError(f"start: expected one of {', '.join(STARTS)}; got {start!r}")
     if not sharpness > 0:
         raise InputError(f"sharpness: expected a positive number, got {sharpness:g}")
     recipe = None
     if plan is None:
-        plan = solve_plan(instance, "separate" if start == "prioritize_and_route" else "bundled")
+        plan = plain_plan(instance, "separate" if start == "prioritize_and_route" else "bundled")
         recipe = Recipe.of(
             "feedback", start=start, sharpness=sharpness, partition=partition, route_first=route_first
         )

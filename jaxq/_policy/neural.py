@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from .._errors import InputError
 from .._instance import Instance
-from .._plan import solve_plan
 from .base import Observation, Policy, Pool
 from .feedback import SHARPNESS, UNPLANNED, FeedbackRouter, exponentials, of_class, router_preferences, total
 from .parameters import Fixed
+from .presets import plain_plan
 from .random_choice import AbstractRandomGate, AbstractRandomRouter
 from .recipe import Recipe
 
@@ -189,7 +189,7 @@ def neural(
 
 
 def _table(instance: Instance) -> ClassTable:
-    plan = solve_plan(instance, "bundled", require_no_decode_queue=True)
+    plan = plain_plan(instance, require_no_decode_queue=True)
     ratio = np.asarray(instance.workload.output_tokens / instance.workload.prompt_tokens)
     bids = np.asarray(plan.bid_prices)
     return ClassTable(

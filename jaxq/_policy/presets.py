@@ -8,19 +8,28 @@ import numpy as np
 
 from .._instance import Instance
 from .._plan import Plan, solve_plan
+from .._service_levels import ServiceLevels
 from .base import Partition, Policy
 from .gates import FcfsGate, OccupancyGate, PriorityGate
 from .routers import ImmediateRouter, PackingRouter, PrefillFirstRouter, RandomisedRouter, SoloFirstRouter
 
 
-def _bundled(instance: Instance, plan: Plan | None) -> Plan:
-    return solve_plan(instance, "bundled") if plan is None else plan
+def plain_plan(
+    instance: Instance, scheme: str = "bundled", require_no_decode_queue: bool | None = None
+) -> Plan:
+    """The plan without service level indicators: `sli_gate_and_route` alone follows those of an instance."""
+    return solve_plan(
+        instance,
+        scheme,
+        require_no_decode_queue=require_no_decode_queue,
+        service_levels=ServiceLevels(),
+    )
 
 
 def gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
     """GG-SP, the policy of [Lin26] for bundled charging: static partition, occupancy gate, solo-first
     router."""
-    plan = _bundled(instance, plan)
+    plan = plain_plan(instance) if plan is None else plan
     gate = OccupancyGate(plan.x, plan.q_prefill)
     return Policy(gate, SoloFirstRouter(), Partition(plan.mixed_share), name="gate_and_route")
 
@@ -28,7 +37,7 @@ def gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
 def prioritize_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
     """The policy of [Lin26] for separate charging: the separate plan's partition, priority D_i / P_i,
     solo-first."""
-    plan = solve_plan(instance, "separate") if plan is None else plan
+    plan = plain_plan(instance, "separate") if plan is None else plan
     gate = PriorityGate(np.asarray(instance.workload.output_tokens / instance.workload.prompt_tokens))
     return Policy(gate, SoloFirstRouter(), Partition(plan.mixed_share), name="prioritize_and_route")
 
@@ -36,7 +45,7 @@ def prioritize_and_route(instance: Instance, plan: Plan | None = None) -> Policy
 def sli_gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
     """The policy of [Lin26] under service level indicators: static partition, occupancy gate, randomised
     router."""
-    plan = _bundled(instance, plan)
+    plan = solve_plan(instance, "bundled") if plan is None else plan
     router = RandomisedRouter(
         solo_flow=np.asarray(instance.mu_solo * plan.y_solo),
         mixed_flow=np.asarray(instance.mu_mixed * plan.y_mixed),
@@ -49,7 +58,7 @@ def sli_gate_and_route(instance: Instance, plan: Plan | None = None) -> Policy:
 def fcfs_route(instance: Instance, plan: Plan | None = None) -> Policy:
     """FG-SP, an ablation without the occupancy gate: static partition, first come first served, solo-first
     router."""
-    plan = _bundled(instance, plan)
+    plan = plain_plan(instance) if plan is None else plan
     return Policy(FcfsGate(), SoloFirstRouter(), Partition(plan.mixed_share), name="fcfs_route")
 
 
@@ -62,7 +71,7 @@ def sarathi(instance: Instance, plan: Plan | None = None) -> Policy:
 
 def gate_immediate(instance: Instance, plan: Plan | None = None) -> Policy:
     """GI-WSP, an ablation with the gate only: occupancy gate, decodes where it prefilled."""
-    plan = _bundled(instance, plan)
+    plan = plain_plan(instance) if plan is None else plan
     gate = OccupancyGate(plan.x, plan.q_prefill)
     return Policy(gate, ImmediateRouter(), route_first=True, name="gate_immediate")
 
@@ -70,7 +79,7 @@ def gate_immediate(instance: Instance, plan: Plan | None = None) -> Policy:
 def gate_fcfs(instance: Instance, plan: Plan | None = None) -> Policy:
     """GF-WSP, an ablation that prefills first: occupancy gate; a finished prefill takes a GPU without a
     prefill."""
-    plan = _bundled(instance, plan)
+    plan = plain_plan(instance) if plan is None else plan
     gate = OccupancyGate(plan.x, plan.q_prefill)
     return Policy(gate, PrefillFirstRouter(), name="gate_fcfs")
 
@@ -78,7 +87,7 @@ def gate_fcfs(instance: Instance, plan: Plan | None = None) -> Policy:
 def price_and_pack(instance: Instance, plan: Plan | None = None) -> Policy:
     """Nearly optimal under bundled charging: starts the class with the largest bid price dR*/dlambda_i, and
     packs decodes beside prefills. Not in [Lin26]."""
-    plan = solve_plan(instance, "bundled", require_no_decode_queue=True) if plan is None else plan
+    plan = plain_plan(instance, "bundled", require_no_decode_queue=True) if plan is None else plan
     gate = PriorityGate(plan.bid_prices)
     return Policy(gate, PackingRouter(), route_first=True, name="price_and_pack")
 
