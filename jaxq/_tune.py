@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from ._ascent import Ascent, Check, Checkpoint, Climb
 from ._engine.cluster import ClusterEngine
-from ._engine.steppers import Exact, Leap
+from ._engine.steppers import Exact
 from ._errors import InputError
 from ._gradient.base import AbstractGradient, Experiment, Objective
 from ._gradient.finite_difference import FiniteDifference
@@ -129,8 +129,7 @@ def tune(
     - `steps`, `check_every`, `patience`: at most so many steps; how often the policy is valued on validation
       replications; after how many checks without a better value a climb ends.
     - `key`: a whole number; the same key, the same result.
-    - `engine`: for training and validation; time steps (`Leap`) when None. The final figure is always from
-      `Exact`.
+    - `engine`: for training and validation; `Exact` when None, as the final figure always is.
     - `validation_replications`, `final_replications`: of a check, and of the final figure; chosen from the
       size of the cluster when None.
     - `checkpoint`: a file that is written after every check, and from which an interrupted tuning goes on to
@@ -218,7 +217,7 @@ def _experiments(
     lifetime = slowest_time(instance)
     warmup = LIFETIMES * lifetime
     keys = [jax.random.fold_in(jax.random.key(key), part) for part in range(3)]
-    engine = engine or ClusterEngine(Leap())
+    engine = engine or ClusterEngine(Exact())
     training = Experiment(
         instance, min(n_gpus, TRAINING_GPUS), 2 * warmup, warmup, objective, engine, keys[0]
     )

@@ -31,7 +31,7 @@ QUICK = dict(
 def tuned():
     """Erlang's loss system that lets half of its arrivals in: letting all in earns the most."""
     system = ThinnedLoss(0.0)
-    gradient = FiniteDifference(directions=8, replications=8)
+    gradient = FiniteDifference(directions=16, replications=8)
     return system, tune(system.instance, system.policy, gradient=gradient, **QUICK)
 
 
@@ -52,7 +52,7 @@ def test_it_climbs_towards_what_is_known_to_be_best(tuned):
 def test_the_same_key_gives_the_same_bits(tuned):
     system, found = tuned
     again = tune(
-        system.instance, system.policy, gradient=FiniteDifference(directions=8, replications=8), **QUICK
+        system.instance, system.policy, gradient=FiniteDifference(directions=16, replications=8), **QUICK
     )
     np.testing.assert_array_equal(policies.parameters(again.policy), policies.parameters(found.policy))
     assert again.history == found.history and again.value.mean == found.value.mean
@@ -107,7 +107,7 @@ def test_an_interrupted_tuning_goes_on_to_the_same_bits(tuned, tmp_path, step):
     """Wherever it is interrupted, from the last check on."""
     system, whole = tuned
     path = tmp_path / "checkpoint.npz"
-    arguments = QUICK | dict(gradient=FiniteDifference(directions=8, replications=8), checkpoint=path)
+    arguments = QUICK | dict(gradient=FiniteDifference(directions=16, replications=8), checkpoint=path)
     with pytest.raises(Interrupted):
         tune(system.instance, system.policy, **arguments, progress=interrupted_at(step))
     seen = []
