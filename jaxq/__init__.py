@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
+    from ._tiny.optimum import Optimum as Optimum
+    from ._tiny.optimum import optimal_control as optimal_control
+    from ._tiny.policy_value import PolicyEvaluator as PolicyEvaluator
+    from ._tiny.policy_value import policy_value as policy_value
     from ._tune import Tuned as Tuned
     from ._tune import tune as tune
     from ._workload import Workload as Workload
@@ -65,6 +69,8 @@ _HOMES = {
     "_service_levels": ("ServiceLevels",),
     "_simulate": ("StatisticsWarning", "simulate"),
     "_statistics": ("Estimate",),
+    "_tiny.optimum": ("Optimum", "optimal_control"),
+    "_tiny.policy_value": ("PolicyEvaluator", "policy_value"),
     "_tune": ("Tuned", "tune"),
     "_workload": ("Workload",),
 }
