@@ -25,6 +25,7 @@ from ._policy.base import Policy
 from ._policy.parameters import parameters
 from ._policy.policy_file import save_policy
 from ._statistics import Estimate
+from ._time_scale import slowest_time
 from ._versions import versions
 
 LEARNING_RATE = 0.5
@@ -275,13 +276,6 @@ def _told(
         "seed": key,
         "versions": versions(),
     }
-
-
-def slowest_time(instance: Instance) -> float:
-    """The longest mean time of one stage of a request, s: a prefill, a decode beside one, or patience."""
-    patience = np.asarray(instance.workload.patience_rate)
-    rates = [np.asarray(instance.mu_prefill), np.asarray(instance.mu_mixed), np.asarray(instance.mu_solo)]
-    return float(1.0 / min(np.min(rates), np.min(patience[patience > 0], initial=np.inf)))
 
 
 def _check(
