@@ -90,7 +90,8 @@ class Totals(eqx.Module):
     """Counts of events and time integrals of the state since the start of a window, by class and replication.
 
     Counts are int32, integrals float32 in seconds; windows are short enough for both, and the host adds
-    them up in float64.
+    them up in float64. `scores`, where they are asked for: the sums over all random decisions of
+    d/dtheta log(chance), by parameter and replication.
     """
 
     arrivals: PerClass
@@ -104,14 +105,16 @@ class Totals(eqx.Module):
     prefill_queue: Float[Array, "classes replications"]
     decode_queue: Float[Array, "classes replications"]
     events: Int[Array, " replications"]
+    scores: Float[Array, "parameters replications"] | None = None
 
     @classmethod
-    def zeros(cls, n_classes: int, replications: int) -> Totals:
+    def zeros(cls, n_classes: int, replications: int, scores: int = 0) -> Totals:
         """Nothing counted yet."""
         count = jnp.zeros((n_classes, replications), jnp.int32)
         time = jnp.zeros((n_classes, replications), jnp.float32)
         events = jnp.zeros(replications, jnp.int32)
-        return cls(count, count, count, count, count, time, time, time, time, time, events)
+        rows = jnp.zeros((scores, replications), jnp.float32) if scores else None
+        return cls(count, count, count, count, count, time, time, time, time, time, events, rows)
 
 
 class Levels(eqx.Module):

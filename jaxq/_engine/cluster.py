@@ -22,6 +22,7 @@ from . import exact, leap
 from .base import Numbers, Totals, device_policy, numbers_of, unlabelled
 from .random import Generator, replication_keys
 from .record import Record
+from .score import count_scores
 from .shape import Shape, shape_of
 from .steppers import AbstractStepper, Exact, Leap
 
@@ -85,18 +86,23 @@ class ClusterEngine(eqx.Module):
         first: int = 0,
         progress: Progress | None = None,
         n_windows: int | None = None,
+        scores: bool = False,
     ) -> Record:
         """Simulate replications `first`, ..., `first + replications - 1` from an empty cluster to `horizon`
         seconds.
 
+        **Arguments:** `scores`: whether the record also says how the chances of the policy's random
+        decisions hang on its parameters.
+
         **Returns:** a `Record` of what happened, in windows of time. **Raises:** `InputError` when a step
-        of `Leap` is too long; `SimulationError` when a router leaves a request without a place, naming the
-        replication.
+        of `Leap` is too long, or scores are asked of it, or of a policy without random decisions;
+        `SimulationError` when a router leaves a request without a place, naming the replication.
         """
         plan = _Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS)
-        (record,) = self._run(
-            instance, _Group.of([policy], n_gpus), n_gpus, plan, key, replications, first, progress
-        )
+        group = _Group.of([policy], n_gpus)
+        if scores:
+            group = dataclasses.replace(group, scores=self._score_count(policy))
+        (record,) = self._run(instance, group, n_gpus, plan, key, replications, first, progress)
         return record
 
     def run_together(
@@ -202,13 +208,30 @@ class ClusterEngine(eqx.Module):
             share = min(share, self.block)
         return devices * LANES * -(-share // LANES)
 
+    def _score_count(self, policy: Policy) -> int:
+        if not isinstance(self.stepper, Exact):
+            raise InputError("scores: expected the exact chain; a time step takes many decisions as one")
+        count = count_scores(policy)
+        if not count:
+            raise InputError(
+                f"scores: policy {policy.name!r} has no parameters that act through random decisions; "
+                "expected a gate or a router that draws from stated chances, as in jaxq.policies.feedback"
+            )
+        return count
+
     def _program(
-        self, instance: Instance, policy: Policy, n_gpus: int, block: int, together: bool = False
+        self,
+        instance: Instance,
+        policy: Policy,
+        n_gpus: int,
+        block: int,
+        together: bool = False,
+        scores: int = 0,
     ) -> _Program:
         lanes = np.zeros(block, int) if together else None
         leaves, structure = jax.tree.flatten(device_policy(policy, lanes=lanes))
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        shape = _shape(instance, policy, n_gpus)
+        shape = dataclasses.replace(_shape(instance, policy, n_gpus), scores=scores)
         kind = "leap" if isinstance(self.stepper, Leap) else "exact"
         return _program(kind, shape, self.generator, structure, shapes, block, len(jax.devices()), together)
 
@@ -225,7 +248,7 @@ class ClusterEngine(eqx.Module):
     ) -> Record:
         policy = group.widest
         step = self.stepper.step_of(instance, policy) if isinstance(self.stepper, Leap) else None
-        program = self._program(instance, policy, n_gpus, len(follows), group.together)
+        program = self._program(instance, policy, n_gpus, len(follows), group.together, group.scores)
         lowered = device_policy(*group.policies, lanes=follows if group.together else None)
         mixed = group.mixed_gpus[follows] if group.together else group.mixed_gpus
         fixed = program.place(
@@ -278,7 +301,7 @@ def _check_status(status: jax.Array, replications: np.ndarray) -> None:
 
 def _summed(parts: list[Totals]) -> dict[str, np.ndarray]:
     """Totals of a window, added up in float64."""
-    names = (*COUNTS, *INTEGRALS, "events")
+    names = (*COUNTS, *INTEGRALS, "events", *(() if parts[0].scores is None else ("scores",)))
     # One after another, so that the sum is the same however the parts were computed.
     return {
         name: functools.reduce(np.add, [np.asarray(getattr(part, name), np.float64) for part in parts])
@@ -312,13 +335,14 @@ class _Group:
     largest.
 
     `together`: whether every replication has numbers of its own: one program then serves any number of
-    policies.
+    policies. `scores`: of how many parameters the record keeps scores.
     """
 
     policies: tuple[Policy, ...]
     mixed_gpus: np.ndarray
     widest: Policy
     together: bool
+    scores: int = 0
 
     @classmethod
     def of(cls, policies: Sequence[Policy], n_gpus: int, together: bool = False) -> _Group:
@@ -388,7 +412,7 @@ class _Program:
         numbers = jax.eval_shape(lambda: _numbers_like(shape.classes, block if together else 1))
         keys = jax.ShapeDtypeStruct((2, block), np.uint32)
         state = jax.eval_shape(start, leaves, numbers, keys)
-        totals = jax.eval_shape(lambda: Totals.zeros(shape.classes, block))
+        totals = jax.eval_shape(lambda: Totals.zeros(shape.classes, block, shape.scores))
         spec = PartitionSpec
 
         # Arrays with one entry for each replication are spread with them; of the rest all have a copy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import equinox as eqx
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from .._policy.base import Pool
+from .._policy.base import AbstractGate, AbstractRouter, Pool
+from .._policy.random_choice import is_random
 from . import gpu_set
 from .base import (
     AbstractChain,
@@ -26,6 +28,7 @@ from .base import (
     one_hot,
 )
 from .random import Purpose, stream, to_exponential, to_index
+from .score import score
 
 FIELD_BITS = 10
 FIELDS = 3
@@ -63,8 +66,8 @@ class ExactState(eqx.Module):
 
 
 class Scene(eqx.Module):
-    """One event while decisions are made: the levels, and the GPU it happens on (`gpu`, `prefill`,
-    `counts`)."""
+    """One event while decisions are made: the levels, the GPU it happens on (`gpu`, `prefill`, `counts`),
+    and the scores of the decisions so far, where they are asked for."""
 
     levels: Levels
     solo: PerClass
@@ -72,6 +75,7 @@ class Scene(eqx.Module):
     valid: Mask
     prefill: Index
     counts: PerClass
+    scores: Float[Array, "parameters replications"] | None = None
 
     @property
     def busy(self) -> Mask:
@@ -299,7 +303,21 @@ class Chain(AbstractChain):
             _pack(scene.prefill, scene.counts), mode="drop", unique_indices=True
         )
         state = self.mark_scene(replace(state, table=table), scene, scene.valid)
+        if scene.scores is not None and totals.scores is not None:
+            totals = replace(totals, scores=totals.scores + scene.scores)
         return replace(state, levels=scene.levels, solo=scene.solo), totals
+
+    def scored(
+        self, scene: Scene, part: AbstractGate | AbstractRouter, weights: Callable, choice: Index, where: Mask
+    ) -> Scene:
+        """The scene with the score of one more decision of the gate or the router."""
+        if not self.shape.scores or not is_random(part):
+            return scene
+        own = score(part, weights, choice, where)
+        # Those of the gate come first, as among the parameters of a policy.
+        before = 0 if part is self.policy.gate else self.shape.scores - len(own)
+        rows = jnp.pad(own, ((before, self.shape.scores - before - len(own)), (0, 0)))
+        return replace(scene, scores=rows if scene.scores is None else scene.scores + rows)
 
     def gate(self, state: ExactState, scene: Scene, rand) -> tuple[ExactState, Scene]:
         """Offer the event's GPU to the gate."""
@@ -308,6 +326,7 @@ class Chain(AbstractChain):
         choice = choose_start(self.policy, observation, rand.uniforms(5))
         offered = scene.valid & self.can_start(scene.busy, class_sum(scene.counts))
         choice = self.once(jnp.where(offered, choice, self.shape.classes))
+        scene = self.scored(scene, self.policy.gate, lambda gate: gate.weights(observation), choice, offered)
         start = choice < self.shape.classes
         started = one_hot(choice, self.shape.classes, start)
         place = self.prefill_slot(choice, class_sum(started * levels.prefills))
@@ -330,6 +349,13 @@ class Chain(AbstractChain):
         observation = scene.levels.observe(self.numbers, gpu_set.size(state.start), available)
         choice = self.once(choose_pool(policy, observation, kinds.item_class, rand.uniforms(6)))
         finished = kinds.is_prefill
+        scene = self.scored(
+            scene,
+            policy.router,
+            lambda router: router.weights(observation, kinds.item_class),
+            choice,
+            finished,
+        )
         state = replace(state, status=jnp.where(finished & (choice == len(pools)), 1, state.status))
         levels, solo, request = scene.levels, scene.solo, kinds.prefill
         own = finished & (choice == pools.index(Pool.OWN)) if Pool.OWN in pools else jnp.zeros_like(finished)
@@ -395,9 +421,11 @@ class Chain(AbstractChain):
         observation = self.once(observation)
         freed = (kinds.is_prefill | kinds.is_decode) & self.has_room(scene.busy, class_sum(scene.counts))
         taken = self.once(self.admitted(observation, Pool.MIXED, freed, rand.uniforms(8)))
+        scene = self.scored_admission(scene, observation, Pool.MIXED, taken)
         if self.shape.partitioned:
             solo_end = class_sum(kinds.solo) > 0
             to_solo = self.once(self.admitted(observation, Pool.SOLO, solo_end, rand.uniforms(8)))
+            scene = self.scored_admission(scene, observation, Pool.SOLO, to_solo)
             entered = jnp.sum(to_solo, axis=0)
             levels = scene.levels
             levels = replace(
@@ -419,6 +447,18 @@ class Chain(AbstractChain):
         index, total = draw(weights.reshape(n_buffers * n_classes, -1), uniform)
         taken = one_hot(index, n_buffers * n_classes, where & (total > 0))
         return taken.reshape(n_buffers, n_classes, -1)
+
+    def scored_admission(
+        self, scene: Scene, observation, group: Pool, taken: Int[Array, "buffers classes replications"]
+    ) -> Scene:
+        """The scene with the score of the draw among those that wait."""
+        rows = taken.reshape(-1, taken.shape[-1])
+
+        def weights(router: AbstractRouter) -> Array:
+            return router.admission(observation, group).reshape(rows.shape)
+
+        choice = class_sum(rows * jnp.arange(len(rows))[:, None])
+        return self.scored(scene, self.policy.router, weights, choice, class_sum(rows) > 0)
 
 
 class _Kinds(eqx.Module):
@@ -510,7 +550,7 @@ def advance(
     clock = jnp.zeros(replications, jnp.float32)
     carry = (
         state,
-        Totals.zeros(chain.shape.classes, replications),
+        Totals.zeros(chain.shape.classes, replications, chain.shape.scores),
         clock,
         jnp.zeros(replications, jnp.int32),
     )

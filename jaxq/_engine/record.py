@@ -35,6 +35,8 @@ class Record(eqx.Module):
     - `warmup_windows`: how many of the first windows lie before the end of the warm-up.
     - `n_gpus`: GPUs in the cluster, n.
     - `dt`: the time step of a time-stepped run, s; None for the exact chain.
+    - `scores`: where they were asked for, the sum over the random decisions of each window of
+      d/dtheta log(chance of the choice), for the parameters of a random gate, then of a random router.
 
     **Raises:** `InputError` when shapes disagree, a name of `final` is missing, or no window comes after the
     warm-up.
@@ -56,6 +58,7 @@ class Record(eqx.Module):
     warmup_windows: int = eqx.field(static=True)
     n_gpus: int = eqx.field(static=True)
     dt: float | None = eqx.field(static=True, default=None)
+    scores: Float64[np.ndarray, "windows parameters replications"] | None = None
 
     def __check_init__(self):
         shape = self.arrivals.shape
@@ -67,6 +70,8 @@ class Record(eqx.Module):
         windows, classes, replications = shape
         if self.durations.shape != (windows,) or self.events.shape != (windows, replications):
             raise InputError(f"record: expected durations and events of the same {windows} windows")
+        if self.scores is not None and self.scores.shape[::2] != (windows, replications):
+            raise InputError(f"record.scores: expected {windows} windows and {replications} replications")
         if set(self.final) != set(FINAL):
             raise InputError(f"record.final: expected {', '.join(FINAL)}, got {', '.join(self.final)}")
         if any(value.shape != (classes, replications) for value in self.final.values()):
@@ -116,21 +121,25 @@ class Record(eqx.Module):
             raise InputError("records: expected at least one")
         first = records[0]
         for other in records[1:]:
-            same = (other.warmup_windows, other.n_gpus, other.dt, other.n_classes) == (
+            same = (other.warmup_windows, other.n_gpus, other.dt, other.n_classes, other.scores is None) == (
                 first.warmup_windows,
                 first.n_gpus,
                 first.dt,
                 first.n_classes,
+                first.scores is None,
             )
             if not same or not np.array_equal(other.durations, first.durations):
-                raise InputError("records: expected the same windows, warm-up, n_gpus, dt and classes in all")
+                raise InputError(
+                    "records: expected the same windows, warm-up, n_gpus, dt and classes in all, and scores "
+                    "in all or none"
+                )
         return first._map(lambda arrays: np.concatenate(arrays, axis=-1), records)
 
     def _map(self, join: Callable[[list[np.ndarray]], np.ndarray], records: Sequence[Record]) -> Record:
         """A record like this one whose arrays over replications are joined from those of `records`."""
         arrays = {
             name: join([getattr(record, name) for record in records])
-            for name in (*COUNTS, *INTEGRALS, "events")
+            for name in (*COUNTS, *INTEGRALS, "events", *(() if self.scores is None else ("scores",)))
         }
         final = {name: join([record.final[name] for record in records]) for name in FINAL}
         return Record(

@@ -16,12 +16,14 @@ class Shape:
     - `batch`: batch size, padded.
     - `classes`: number of request classes.
     - `partitioned`: whether the policy has a partition.
+    - `scores`: parameters whose scores are summed; 0: none are computed.
     """
 
     gpus: int
     batch: int
     classes: int
     partitioned: bool
+    scores: int = 0
 
     @property
     def items(self) -> int:

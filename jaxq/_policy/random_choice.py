@@ -44,3 +44,8 @@ class AbstractRandomRouter(AbstractRouter):
     ) -> Float[Array, "pools *batch"]:
         weights = self.weights(observation, request_class)
         return jnp.where(observation.available > 0, pick(weights, uniform), -jnp.inf)
+
+
+def is_random(part: AbstractGate | AbstractRouter) -> bool:
+    """Whether a gate or a router draws from stated chances."""
+    return isinstance(part, AbstractRandomGate | AbstractRandomRouter)
