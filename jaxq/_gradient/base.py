@@ -58,14 +58,14 @@ class Experiment:
         """The value of each policy in each of the replications `first`, `first + 1`, ..."""
         records = self.engine.run_together(self.instance, policies, **self._run(replications, first))
         pairs = zip(policies, records, strict=True)
-        return np.stack([self._value(policy, record, first) for policy, record in pairs])
+        return np.stack([self.worth(self.result(policy, record, first)) for policy, record in pairs])
 
     def value(
         self, policy: Policy, replications: int, first: int = 0
     ) -> Float64[np.ndarray, " replications"]:
         """The value of one policy alone, as in `values`."""
         record = self.engine.run(self.instance, policy, **self._run(replications, first))
-        return self._value(policy, record, first)
+        return self.worth(self.result(policy, record, first))
 
     def _run(self, replications: int, first: int) -> dict[str, Any]:
         return {
@@ -78,8 +78,9 @@ class Experiment:
             "n_windows": self.windows,
         }
 
-    def _value(self, policy: Policy, record: Record, first: int) -> Float64[np.ndarray, " replications"]:
-        result = Result(
+    def result(self, policy: Policy, record: Record, first: int = 0) -> Result:
+        """A run as objectives see it."""
+        return Result(
             instance=self.instance,
             policy_name=policy.name,
             record=record,
@@ -90,6 +91,9 @@ class Experiment:
             engine_description=self.engine.describe(self.instance, policy, self.n_gpus),
             seconds=0.0,
         )
+
+    def worth(self, result: Result) -> Float64[np.ndarray, " replications"]:
+        """The objective of a run, replication by replication."""
         if isinstance(self.objective, str):
             return result.per_replication(f"revenue_{self.objective}")
         values = np.asarray(self.objective(result), np.float64)

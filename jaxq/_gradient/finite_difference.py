@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import Float64
 
 from .._errors import InputError
 from .._policy.base import Policy
@@ -44,15 +45,13 @@ class FiniteDifference(AbstractGradient):
         return self.replications
 
     def estimate(self, experiment: Experiment, policy: Policy, first: int = 0) -> GradientEstimate:
-        centre, scales = parameters(policy), parameter_scales(policy)
+        scales = parameter_scales(policy)
         if self.directions is None:
-            signs = np.eye(len(centre))
+            signs = np.eye(len(scales))
         else:
             rng = np.random.default_rng([first, self.directions])
-            signs = rng.choice([-1.0, 1.0], (self.directions, len(centre)))
-        moves = self.step * scales * signs
-        moved = [with_parameters(policy, centre + sign * move) for move in moves for sign in (1, -1)]
-        values = experiment.values(moved, self.replications, first).reshape(len(moves), 2, -1)
+            signs = rng.choice([-1.0, 1.0], (self.directions, len(scales)))
+        values = values_across(experiment, policy, self.step * scales * signs, self.replications, first)
         slopes = (values[:, 0] - values[:, 1]) / (2 * self.step)
         if self.directions is None:
             gradient = slopes.mean(axis=1)
@@ -63,3 +62,16 @@ class FiniteDifference(AbstractGradient):
             gradient = each.mean(axis=0)
             error = each.std(axis=0, ddof=1) / np.sqrt(self.directions)
         return GradientEstimate(float(values.mean()), gradient / scales, error / scales)
+
+
+def values_across(
+    experiment: Experiment,
+    policy: Policy,
+    moves: Float64[np.ndarray, "moves parameters"],
+    replications: int,
+    first: int,
+) -> Float64[np.ndarray, "moves 2 replications"]:
+    """What the policy is worth with its parameters moved up and down by each of `moves`, all run as one."""
+    centre = parameters(policy)
+    moved = [with_parameters(policy, centre + sign * move) for move in moves for sign in (1, -1)]
+    return experiment.values(moved, replications, first).reshape(len(moves), 2, -1)
