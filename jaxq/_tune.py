@@ -28,7 +28,7 @@ from ._statistics import Estimate
 from ._time_scale import slowest_time
 from ._versions import versions
 
-LEARNING_RATE = 0.5
+LEARNING_RATE = 1.0
 """Of the default optimiser, in units of `parameter_scales` a step."""
 
 TRAINING_GPUS, VALIDATION_GPUS = 50, 500
@@ -43,8 +43,8 @@ FINAL_LIFETIMES = 8.0
 DIRECTIONS = 16
 """Of the default gradient."""
 
-TRAINING_GPU_RUNS = 400
-"""GPUs times replications in each run of the default gradient."""
+TRAINING_GPU_RUNS, TRAINING_EVENTS = 400, 1.6e7
+"""GPUs times replications in each run of the default gradient, and events in all its runs, at most."""
 
 VALIDATION_GPU_RUNS = 12_800
 """GPUs times replications in a check."""
@@ -101,8 +101,8 @@ def tune(
     objective: str | Objective = "bundled",
     gradient: AbstractGradient | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    steps: int = 40,
-    trial_steps: int = 8,
+    steps: int = 24,
+    trial_steps: int = 4,
     finalists: int = 2,
     check_every: int = 4,
     patience: int = 4,
@@ -147,7 +147,7 @@ def tune(
     ascent = Ascent(
         training,
         validation,
-        gradient or default_gradient(training.n_gpus),
+        gradient or _default_gradient(training),
         optimizer or optax.adam(LEARNING_RATE, b2=0.99),
         validation_replications or _shared(VALIDATION_GPU_RUNS, validation.n_gpus),
         check_every,
@@ -179,9 +179,11 @@ def tune(
     )
 
 
-def default_gradient(n_gpus: int) -> FiniteDifference:
-    """Simultaneous perturbation, with more replications on smaller clusters."""
-    return FiniteDifference(directions=DIRECTIONS, replications=_shared(TRAINING_GPU_RUNS, n_gpus))
+def _default_gradient(training: Experiment) -> FiniteDifference:
+    """Simultaneous perturbation, with more replications on smaller clusters and fewer on busier ones."""
+    allowed = TRAINING_EVENTS / (2 * DIRECTIONS * _events(training))
+    most = _shared(TRAINING_GPU_RUNS, training.n_gpus)
+    return FiniteDifference(directions=DIRECTIONS, replications=int(np.clip(round(allowed), 4, most)))
 
 
 def _race(
@@ -239,10 +241,15 @@ def _shared(gpu_runs: int, n_gpus: int) -> int:
 
 
 def _final_replications(final: Experiment) -> int:
-    """As many as `FINAL_EVENTS` allow; every request makes about four events."""
-    events = 4 * final.n_gpus * final.horizon * float(np.sum(final.instance.workload.arrival_rate))
+    """As many as `FINAL_EVENTS` allow."""
     least, most = FINAL_REPLICATIONS
-    return int(np.clip(round(FINAL_EVENTS / events), least, most))
+    return int(np.clip(round(FINAL_EVENTS / _events(final)), least, most))
+
+
+def _events(experiment: Experiment) -> float:
+    """Events of one replication, about: every request makes four."""
+    rate = experiment.n_gpus * float(np.sum(experiment.instance.workload.arrival_rate))
+    return 4 * rate * experiment.horizon
 
 
 def _told(

@@ -47,12 +47,7 @@ class TuningEffort:
     final_replications: int | None = None
 
 
-FULL = TuningEffort(
-    ("gate_and_route", "gate_immediate", "gate_fcfs", "price_and_pack"),
-    steps=32,
-    trial_steps=8,
-    finalists=2,
-)
+FULL = TuningEffort(("gate_and_route", "gate_fcfs", "price_and_pack"), steps=16, trial_steps=4, finalists=2)
 QUICK = TuningEffort(("price_and_pack",), steps=8, trial_steps=8, finalists=1, final_replications=128)
 
 
@@ -69,7 +64,7 @@ def starting_points(instance: Instance, family: str, names: Sequence[str]) -> li
         if name not in PRESETS:
             starts.append(load_policy(name, instance))
         elif family == "neural":
-            starts.append(neural.neural(instance, start=name))
+            starts.append(neural.neural(instance, start=name, sharpness=feedback.TUNING_SHARPNESS))
         else:
             starts += feedback.starting_points(instance, name)
     return starts

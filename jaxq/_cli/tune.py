@@ -55,7 +55,7 @@ def tune(
         str, typer.Option(metavar="|".join(GRADIENTS), help="How slopes are estimated.")
     ] = GRADIENTS[0],
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the optimiser, at most.", show_default="32; 8 with --quick")
+        int | None, typer.Option(help="Steps of the optimiser, at most.", show_default="16; 8 with --quick")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One start, few steps, wider intervals: within 90 s.")

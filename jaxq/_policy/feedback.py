@@ -29,8 +29,12 @@ UNPLANNED = 1e-3
 """A planned occupancy below this counts as none: such a class comes after all others."""
 
 SHARPNESS = 6.0
-"""How certain a published policy's choices are as a start for tuning, in units of the score: the odds of a
-choice against the rule are about exp(-6)."""
+"""How certain a published policy's choices are, in units of the score: the odds of a choice against the rule
+are about exp(-6)."""
+
+
+TUNING_SHARPNESS = 3.0
+"""Of a start for tuning: uncertain enough for slopes to be seen."""
 
 
 class PlanReference(Fixed):
@@ -286,9 +290,10 @@ def feedback(
 def starting_points(instance: Instance, start: str) -> list[Policy]:
     """The structures in which a start is worth tuning: its own; and where it has a partition, none, with the
     finished request placed first."""
-    points = [feedback(instance, start=start)]
+    points = [feedback(instance, start=start, sharpness=TUNING_SHARPNESS)]
     if start not in _ROUTERS:
-        points.append(feedback(instance, start=start, partition=False, route_first=True))
+        free = feedback(instance, start=start, sharpness=TUNING_SHARPNESS, partition=False, route_first=True)
+        points.append(free)
     return points
 
 
