@@ -37,8 +37,8 @@ _STYLE: Any = {
 
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#882255")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
 
 _STAGES = (
     ("prefills", "x", "running prefills"),
@@ -200,7 +200,7 @@ def _sample_path(summary: Summary) -> Figure:
 def _looks(summary: Summary) -> Iterable[tuple[str, str, str]]:
     """Name, colour and marker of each policy."""
     names = dict.fromkeys(record["policy"] for record in summary["records"])
-    return [(name, _COLOURS[k % 8], _MARKERS[k % 8]) for k, name in enumerate(names)]
+    return [(name, _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]) for k, name in enumerate(names)]
 
 
 def _largest(summary: Summary) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ DEFAULT_POLICIES = tuple(PRESETS)
 
 BASELINE = "sarathi"
 """What the other policies are compared with: chunked prefill as serving systems do it today."""
+
+TUNED = "tuned"
+"""The name of a tuned policy among the presets."""
 
 MARKER = "run.json"
 """The file that every output of the main job holds."""
@@ -99,18 +102,22 @@ def run_main_job(
     bars: ProgressBars,
     *,
     policies: Sequence[str] = DEFAULT_POLICIES,
+    tuned: Policy | None = None,
     seed: int = 0,
     command: str = "jaxq run",
 ) -> MainJob:
     """Simulate every policy at every size of `effort`, and put together what a report needs.
 
-    **Arguments:** `policies`: names of presets; `command`: the command line that repeats the run.
+    **Arguments:** `policies`: names of presets; `tuned`: one more policy, shown as `TUNED`; `command`: the
+    command line that repeats the run.
 
     **Raises:** `InputError` when the memory does not suffice, `PlanError` when no plan exists.
     """
     started = time.perf_counter()
     plan = solve_plan(instance)
     made = {name: PRESETS[name](instance) for name in policies}
+    if tuned is not None:
+        made[TUNED] = replace(tuned, name=TUNED)
     engine = ClusterEngine()
     for size in effort.sizes:
         for policy in made.values():
@@ -132,7 +139,7 @@ def run_main_job(
         "effort": asdict(effort),
         "instance": instance_dict(instance),
         "plan": plan_dict(instance, plan),
-        "policies": [row for row in TABLE if row["name"] in made],
+        "policies": [row for row in TABLE if row["name"] in made] + _tuned_rows(tuned),
         "records": [result.to_dict() for result in results.values()],
         "baseline": baseline,
         "comparisons": comparison_dicts(results, baseline),
@@ -176,6 +183,21 @@ def _compiling_ahead(
         yield {name: pool.submit(compile_all, policy) for name, policy in policies.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _tuned_rows(policy: Policy | None) -> list[dict[str, str]]:
+    """What a tuned policy is made of, as a row of the presets' table."""
+    if policy is None:
+        return []
+    return [
+        {
+            "name": TUNED,
+            "partition": "none" if policy.partition is None else "static (tuned share)",
+            "gate": "tuned",
+            "router": "tuned",
+            "role": policy.name,
+        }
+    ]
 
 
 def _simulate(

@@ -21,6 +21,7 @@ PLAIN_WORDS = {
     "fcfs_route": "As gate_and_route, but prompts are read in turn, whatever the plan says.",
     "price_and_pack": "Prompts are chosen by what one more request of the class is worth; answers are packed "
     "beside prompts that are being read. Needs no fixed share.",
+    "tuned": "Found by gradient on the simulator (jaxq tune), for this cluster and workload.",
 }
 """What each policy does, for someone who schedules a cluster."""
 

@@ -47,7 +47,7 @@ class TuningEffort:
     final_replications: int | None = None
 
 
-FULL = TuningEffort(("gate_and_route", "gate_fcfs", "price_and_pack"), steps=16, trial_steps=4, finalists=2)
+FULL = TuningEffort(("gate_and_route", "gate_fcfs", "price_and_pack"), steps=16, trial_steps=4, finalists=1)
 QUICK = TuningEffort(("price_and_pack",), steps=8, trial_steps=8, finalists=1, final_replications=128)
 
 

@@ -16,11 +16,12 @@ import xarray
 from jaxq import _memory, load_instance, load_result, solve_plan
 from jaxq._cli import environment
 from jaxq._output import staged_folder
-from jaxq.cli import run_command
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "experiments" / "instances" / "a100_qwen8b_two_class.toml"
-COMMANDS = ("run", "simulate", "plan", "calibrate", "presets", "policies", "info", "benchmark")
+COMMANDS = ("run", "simulate", "tune", "plan", "calibrate", "presets", "policies", "info", "benchmark")
 SMALL = ("--gpus", "3", "--replications", "4", "--horizon", "60", "--warmup", "20")
 
 GOOD = """
@@ -56,28 +57,6 @@ MEASURED = "num_tokens,iteration_time_s,gpu\n" + "".join(
     for gpu in ("a", "b")
     for tokens in (10, 20, 40, 80, 160, 320, 640, 1280)
 )
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """An empty folder to work in, and a compilation cache that is not the user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    return work
-
-
-@pytest.fixture
-def jaxq(capsys):
-    """Runs a command in this process; returns its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        code = run_command([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def files_below(folder):

@@ -19,12 +19,13 @@ from jaxq._main_job import Effort, Size, run_main_job, write_main_job
 from jaxq._progress import progress_bars
 from jaxq._report import PLAIN_WORDS, report_html
 from jaxq.cli import run_command
-from jaxq.policies import PRESETS
+from jaxq.policies import PRESETS, feedback
 
 REFERENCE = Path(__file__).parents[1] / "experiments" / "instances" / "a100_qwen8b_two_class.toml"
 ODD = '<b>long & "odd" $x$</b>'
 TINY = Effort("tiny", (Size(3, 4), Size(5, 4)), horizon=60.0, warmup=20.0, path_horizon=30.0, path_windows=10)
 POLICIES = ("gate_and_route", "sarathi")
+SHOWN = (*POLICIES, "tuned")
 SHAPES = ("area", "br", "col", "hr", "img", "input", "link", "meta")
 
 
@@ -35,8 +36,11 @@ def job():
     w = instance.workload
     odd = Workload(w.prompt_tokens, w.output_tokens, w.arrival_rate, w.patience_rate, (ODD, "_short"))
     instance = eqx.tree_at(lambda i: i.workload, instance, odd)
-    with progress_bars(4) as bars:
-        return run_main_job(instance, TINY, bars, policies=POLICIES, seed=3, command="jaxq run <again>")
+    tuned = feedback(instance, start="price_and_pack", sharpness=3.0)
+    with progress_bars(6) as bars:
+        return run_main_job(
+            instance, TINY, bars, policies=POLICIES, tuned=tuned, seed=3, command="jaxq run <again>"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def test_every_file_is_there(folder):
     figures = ("gap", "occupancies", "revenue", "sample_path")
     expected = ["instance.toml", "report.html", "results.csv", "run.json"]
     expected += [f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png")]
-    expected += [f"results/{name}_n{n}.nc" for name in POLICIES for n in (3, 5)]
+    expected += [f"results/{name}_n{n}.nc" for name in SHOWN for n in (3, 5)]
     assert names == sorted(expected)
     assert all((folder / name).stat().st_size > 100 for name in names)
 
@@ -95,7 +99,7 @@ def test_the_summary_agrees_with_the_counts(folder):
         measured = (data.window_end > 20 + 1e-6).values
         completed = data.window_completions[measured].sum("window").values
         earned[record["policy"], record["gpus"]] = values @ completed / (record["gpus"] * 40.0)
-    assert len(earned) == 4
+    assert len(earned) == 6
     for record in summary["records"]:
         mean = earned[record["policy"], record["gpus"]].mean()
         assert record["revenue_bundled"]["mean"] == pytest.approx(mean)
@@ -148,7 +152,7 @@ def test_the_page_answers_in_a_sentence(job, html):
     revenue, gap = best["revenue_bundled"], best["gap"]
     low, high = revenue["ci95"]
     text = " ".join("".join(Checker(html).text).split())
-    assert f"On 5 GPUs the best of the 2 policies measured is {best['policy']}" in text
+    assert f"On 5 GPUs the best of the 3 policies measured is {best['policy']}" in text
     assert f"{revenue['mean']:.2f} ({low:.2f} to {high:.2f}) per GPU and second (95 % interval)" in text
     assert f"{100 * gap['mean']:.2f} % (" in text and "the best possible 297.72" in text
 
@@ -170,11 +174,11 @@ def test_the_page_says_what_was_asked_and_how_to_repeat_it(job, html):
         "264.4544",
     ):
         assert expected in text, expected
-    assert all(PLAIN_WORDS[name] in text for name in POLICIES)
+    assert all(PLAIN_WORDS[name] in text for name in SHOWN)
 
 
 def test_every_preset_is_explained_in_plain_words():
-    assert set(PLAIN_WORDS) == set(PRESETS)
+    assert set(PLAIN_WORDS) == {*PRESETS, "tuned"}
 
 
 def test_cautions_are_at_the_top(job):
@@ -201,7 +205,7 @@ def test_a_single_replication_has_no_interval_and_no_verdict(job):
 def test_figures_show_the_numbers(job):
     figures = draw_figures(job.summary)
     (axes,) = figures["gap"].axes
-    for container, name in zip(axes.containers, POLICIES, strict=True):
+    for container, name in zip(axes.containers, SHOWN, strict=True):
         line, _, (bars,) = container.lines
         gaps = [record["gap"] for record in job.summary["records"] if record["policy"] == name]
         assert list(line.get_xdata()) == [3, 5]

@@ -17,6 +17,12 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="20 and 50 GPUs only, with wider intervals.")
     ] = False,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A policy file of `jaxq tune`, shown as one more line.", show_default="none"
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -36,19 +42,25 @@ def run(
     Examples:
       jaxq run --quick
       jaxq run cluster.toml --out reports/cluster
+      jaxq run cluster.toml --tuned jaxq-tuned/cluster-n50/policy.json
     """
     check_seed(seed)
     instance = read_instance(file)
     configure_jax()
     from .. import _main_job as main_job
     from .._output import staged_folder
+    from .._policy.load import load_policy
     from .._progress import progress_bars
 
     effort = main_job.QUICK if quick else main_job.FULL
-    policies, command = main_job.DEFAULT_POLICIES, _command(file, quick, out, seed)
+    policies, command = main_job.DEFAULT_POLICIES, _command(file, quick, tuned, out, seed)
+    extra = None if tuned is None else load_policy(str(tuned), instance)
+    count = len(policies) + (extra is not None)
     with staged_folder(out, main_job.MARKER) as folder:
-        with progress_bars(len(policies) * len(effort.sizes)) as bars:
-            job = main_job.run_main_job(instance, effort, bars, policies=policies, seed=seed, command=command)
+        with progress_bars(count * len(effort.sizes)) as bars:
+            job = main_job.run_main_job(
+                instance, effort, bars, policies=policies, tuned=extra, seed=seed, command=command
+            )
         main_job.write_main_job(job, folder)
     if json:
         print_json({"report": str(out / "report.html"), **job.summary})
@@ -56,7 +68,8 @@ def run(
         typer.echo(f"Report: {out / 'report.html'}")
 
 
-def _command(file: Path | None, quick: bool, out: Path, seed: int) -> str:
+def _command(file: Path | None, quick: bool, tuned: Path | None, out: Path, seed: int) -> str:
     """The command line that repeats a run."""
     words = ["jaxq", "run", *([] if file is None else [str(file)]), *(["--quick"] if quick else [])]
+    words += [] if tuned is None else ["--tuned", str(tuned)]
     return shlex.join([*words, "--seed", str(seed), "--out", str(out)])
