@@ -185,6 +185,7 @@ def benchmark_main(*, quiet: bool = False) -> dict[str, Any]:
     """
     from ._cli.options import read_instance
     from ._policy.load import load_policy
+    from ._versions import versions
 
     instance = read_instance(None)
     rows = []
@@ -194,7 +195,7 @@ def benchmark_main(*, quiet: bool = False) -> dict[str, Any]:
                 if not quiet:
                     print(f"{policy}, {n_gpus} GPUs, {_name(stepper)} ...", file=sys.stderr, flush=True)
                 rows.append(_row(stepper, instance, policy, load_policy(policy, instance), n_gpus))
-    result = {"versions": _versions(), "devices": [str(device) for device in jax.devices()], "rows": rows}
+    result = {"versions": versions(), "devices": [str(device) for device in jax.devices()], "rows": rows}
     if not quiet:
         _print(result)
     return result
@@ -221,13 +222,6 @@ def _row(
         "bytes_per_replication": cluster.bytes_per_replication,
         "step": step_counts(cluster.program.text() or ""),
     }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python} | {name: version(name) for name in ("jaxq", "jax", "jaxlib", "numpy")}
 
 
 def _print(result: dict[str, Any]) -> None:

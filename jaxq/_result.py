@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
-import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -27,6 +24,7 @@ from ._statistics import (
     warmup_check,
 )
 from ._token_time import slot_time
+from ._versions import versions as current_versions
 
 if TYPE_CHECKING:
     import xarray
@@ -98,16 +96,6 @@ _SOURCES = {
 Averages = Float64[np.ndarray, "samples *classes"]
 
 
-def current_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {
-        "jaxq": importlib.metadata.version("jaxq"),
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class Result:
     """What `simulate` found, for one policy on one cluster.
@@ -126,7 +114,7 @@ class Result:
     - `seconds`: wall-clock time that it took, compilation included.
     - `stopped_because`: `"replications"` (all that were asked for are done), `"precision"`,
       `"max_replications"` or `"time_limit"`.
-    - `versions`: of jaxq, jax, numpy and python.
+    - `versions`: of jaxq and what its numbers depend on.
     """
 
     instance: Instance
