@@ -24,7 +24,7 @@ from .options import (
 if TYPE_CHECKING:
     from .._gradient.base import AbstractGradient
 
-GRADIENTS = ("finite-difference",)
+GRADIENTS = ("finite-difference", "score-function")
 OBJECTIVES = ("bundled", "separate")
 
 
@@ -92,7 +92,7 @@ def tune(
         raise InputError(f"--objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
     if steps is not None:
         whole_numbers(str(steps), "--steps")
-    estimator = _gradient(gradient)
+    check_gradient(gradient)
     instance = read_instance(file)
     configure_jax()
     from .. import _tuning_job as job
@@ -115,7 +115,7 @@ def tune(
             folder,
             n_gpus=sizes[0],
             objective=objective or instance.pricing.scheme,
-            gradient=estimator,
+            gradient=_gradient(gradient),
             seed=seed,
         )
     if json:
@@ -124,14 +124,19 @@ def tune(
         _print(done.summary)
 
 
-def _gradient(name: str) -> AbstractGradient | None:
-    """The estimator that an option names; None: the default.
-
-    **Raises:** `InputError` for an unknown one.
-    """
+def check_gradient(name: str) -> None:
+    """Refuse an unknown estimator."""
     if name not in GRADIENTS:
         raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {name!r}")
-    return None
+
+
+def _gradient(name: str) -> AbstractGradient | None:
+    """The estimator that an option names; None: finite differences sized to the cluster, the default."""
+    if name == "finite-difference":
+        return None
+    from .._gradient.score_function import ScoreFunction
+
+    return ScoreFunction()
 
 
 def _print(summary: dict[str, Any]) -> None:
