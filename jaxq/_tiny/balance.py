@@ -13,7 +13,7 @@ from .._errors import InputError
 SMALL = 2_000
 """Systems of at most this size are factorised; the factors of larger ones fill in."""
 
-ACCURACY = 1e-11
+ACCURACY = 1e-10
 
 RESIDUAL = 1e-9
 """Largest imbalance that a law may leave, relative to the fastest state."""

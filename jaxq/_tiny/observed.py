@@ -15,7 +15,7 @@ from .choice_law import choice_law
 from .registry import Registry, radix_code
 from .scenes import Contents, Layout, Scenes
 
-BATCHES = (2**10, 2**13, 2**16)
+BATCHES = tuple(2**k for k in range(10, 18))
 """Observations are padded to one of these numbers, so that few shapes have to be compiled."""
 
 
