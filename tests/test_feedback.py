@@ -34,7 +34,13 @@ def reference():
     return oracles.reference_cluster().instance()
 
 
-@pytest.mark.parametrize("start", STARTS)
+QUICK_STARTS = ("gate_and_route", "sli_gate_and_route", "sarathi", "price_and_pack")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [start if start in QUICK_STARTS else pytest.param(start, marks=pytest.mark.slow) for start in STARTS],
+)
 def test_published_policies_are_points_of_the_family(start):
     """Five occupancies and two revenues at 10 GPUs, against the published policy run by itself."""
     instance = reference()
