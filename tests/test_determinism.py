@@ -18,6 +18,7 @@ from jaxq import InputError, policies
 from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.record import Record
 from jaxq._engine.steppers import Exact, Leap
+from jaxq.policies import feedback
 
 from . import oracles
 from .conftest import cache_folder
@@ -61,9 +62,22 @@ def digests_on(devices: int) -> dict[str, str]:
     return dict(line.split() for line in answer.stdout.splitlines())
 
 
+def undecided_run() -> Record:
+    """A policy whose decisions are draws, on three GPUs: once its first arrivals hung on the devices."""
+    instance = oracles.reference_cluster().instance()
+    policy = feedback(instance, sharpness=1.0)
+    return ClusterEngine().run(
+        instance, policy, n_gpus=3, horizon=40.0, warmup=10.0, replications=64, key=jax.random.key(3)
+    )
+
+
+def device_digests() -> dict[str, str]:
+    return {kind: digest(small_run(kind)) for kind in STEPPERS} | {"undecided": digest(undecided_run())}
+
+
 def check_devices(devices: int) -> None:
     assert len(jax.devices()) == 2
-    assert digests_on(devices) == {kind: digest(small_run(kind)) for kind in STEPPERS}
+    assert digests_on(devices) == device_digests()
 
 
 @pytest.mark.parametrize("kind", STEPPERS)
@@ -159,5 +173,5 @@ def test_clock_does_not_drift_over_1e5_seconds(stepper):
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-    for name in STEPPERS:
-        print(name, digest(small_run(name)))
+    for name, value in device_digests().items():
+        print(name, value)

@@ -23,13 +23,16 @@ class Numbers(eqx.Module):
     """The numbers of one run, as float32 with a trailing axis for replications: nothing here is a shape.
 
     `n_gpus` n, `mixed_gpus` M (n without a partition; one a replication when policies run together),
-    `batch_size` B; rates of each class in 1/s, `arrival_rate` of the whole cluster.
+    `batch_size` B; rates of each class in 1/s, `arrival_rate` of the whole cluster;
+    `mean_interarrival_time` in s: the reciprocal of their sum, taken on the host, since a compiler may or
+    may not replace a division by it.
     """
 
     n_gpus: Int[Array, "1"]
     mixed_gpus: Int[Array, " #replications"]
     batch_size: Int[Array, "1"]
     arrival_rate: Float[Array, "classes 1"]
+    mean_interarrival_time: Float[Array, "1"]
     patience_rate: Float[Array, "classes 1"]
     mu_prefill: Float[Array, "classes 1"]
     mu_mixed: Float[Array, "classes 1"]
@@ -50,11 +53,13 @@ def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int | np.ndarray) ->
     def whole(value: Any) -> Array:
         return jnp.asarray([int(value)], jnp.int32)
 
+    arrival_rate = n_gpus * np.asarray(instance.workload.arrival_rate, np.float64)
     return Numbers(
         n_gpus=whole(n_gpus),
         mixed_gpus=jnp.asarray(np.atleast_1d(mixed_gpus), jnp.int32),
         batch_size=whole(instance.batch_size),
-        arrival_rate=column(n_gpus * np.asarray(instance.workload.arrival_rate)),
+        arrival_rate=column(arrival_rate),
+        mean_interarrival_time=jnp.asarray([1.0 / arrival_rate.sum()], jnp.float32),
         patience_rate=column(instance.workload.patience_rate),
         mu_prefill=column(instance.mu_prefill),
         mu_mixed=column(instance.mu_mixed),

@@ -508,7 +508,8 @@ def _compiler_options(devices: int) -> dict[str, str | bool]:
 
 def _numbers_like(classes: int, partitions: int) -> Numbers:
     one, column = jnp.zeros(1, jnp.int32), jnp.zeros((classes, 1), jnp.float32)
-    return Numbers(one, jnp.zeros(partitions, jnp.int32), one, column, column, column, column, column)
+    partition, mean = jnp.zeros(partitions, jnp.int32), jnp.zeros(1, jnp.float32)
+    return Numbers(one, partition, one, column, mean, column, column, column, column)
 
 
 @functools.lru_cache(maxsize=256)

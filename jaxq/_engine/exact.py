@@ -270,8 +270,8 @@ class Chain(AbstractChain):
         index = state.arrival_index + where.astype(jnp.int32)
         rand = stream(self.keys, Purpose.ARRIVAL, 0, index, self.generator)
         rates = [jnp.broadcast_to(rate, index.shape) for rate in self.numbers.arrival_rate]
-        request_class, total = draw(jnp.stack(rates), rand.uniforms(1))
-        wait = to_exponential(rand.words(0)) / total
+        request_class, _ = draw(jnp.stack(rates), rand.uniforms(1))
+        wait = to_exponential(rand.words(0)) * self.numbers.mean_interarrival_time
         return replace(
             state,
             next_arrival=jnp.where(where, wait, state.next_arrival),
