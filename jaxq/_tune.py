@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float64
 
-from ._ascent import Ascent, Check, Checkpoint, Climb
+from ._ascent import Ascent, Check, Climb
+from ._checkpoint import Checkpoint
 from ._engine.cluster import ClusterEngine
 from ._engine.steppers import Exact
 from ._errors import InputError
@@ -159,9 +161,16 @@ def tune(
     if store is not None:
         store.load(climbs)
     _race(ascent, climbs, steps, trial_steps, finalists, store, progress)
+    count = final_replications or _final_replications(final)
+    return _valued(climbs, starts, final, count, told, begin)
+
+
+def _valued(
+    climbs: list[Climb], starts: Sequence[Policy], final: Experiment, count: int, told: dict, begin: float
+) -> Tuned:
+    """The best policy of all climbs, valued on replications that played no part in tuning."""
     best = max(range(len(climbs)), key=lambda k: climbs[k].best_value)
     policy, start = climbs[best].policy, starts[best]
-    count = final_replications or _final_replications(final)
     policy = replace(policy, name=f"tuned {start.name}")
     before, after = final.values([start, policy], count)
     return Tuned(
@@ -262,7 +271,10 @@ def _told(
     finalists: int,
     key: int,
 ) -> dict[str, Any]:
-    """How a tuning is done, as JSON holds it: two that tell the same give the same result."""
+    """How a tuning is done, as JSON holds it: two that tell the same give the same result.
+
+    A function as objective is told by its name alone: what it computes cannot be compared.
+    """
     name = objective if isinstance(objective, str) else getattr(objective, "__qualname__", "a function")
     return {
         "instance": ascent.training.instance.fingerprint(),
@@ -273,6 +285,7 @@ def _told(
         "starts": [start.name for start in starts],
         "start_parameters": [parameters(start).tolist() for start in starts],
         "gradient": str(ascent.gradient),
+        "optimizer": _moves(ascent.optimizer),
         "engine": str(ascent.training.engine),
         "steps": steps,
         "trial_steps": trial_steps,
@@ -283,6 +296,16 @@ def _told(
         "seed": key,
         "versions": versions(),
     }
+
+
+def _moves(optimizer: optax.GradientTransformation) -> list[float]:
+    """Two steps of an optimiser on a made-up slope, which tell it from others: it has no name to go by."""
+    slope = jnp.asarray([1.0, -3.0], jnp.float32)
+    memory, moves = optimizer.init(jnp.zeros_like(slope)), []
+    for size in (1.0, 0.5):
+        move, memory = optimizer.update(size * slope, memory)
+        moves += np.asarray(move, np.float64).tolist()
+    return moves
 
 
 def _check(

@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. A failure is one line on stderr; nothing is raised for it."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own policies are, as in `my_module:MyPolicy`
     with _terminated_as_interrupted():
         try:
             code = typer.main.get_command(app).main(args=given, prog_name="jaxq", standalone_mode=False)

@@ -81,12 +81,12 @@ def _needs(
 ) -> list[dict[str, Any]]:
     """What each policy needs at each number of GPUs."""
     from .._memory import free_memory, memory_need
-    from .simulate import find_policy
+    from .._policy.load import load_policy
 
     instance, engine, free = read_instance(file), make_engine(stepper, dt), free_memory()
     rows = []
     for reference in references:
-        found = find_policy(reference, instance)
+        found = load_policy(reference, instance)
         for n_gpus in sizes:
             need = memory_need(engine, instance, found, n_gpus, replications, horizon=horizon, warmup=warmup)
             rows.append(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,8 +95,10 @@ def simulate(
     check_precision(precision, time_limit)
     instance = read_instance(file)
     configure_jax()
+    from .._policy.load import load_policy
+
     run = Run(make_engine(stepper, dt), instance, replications, horizon, warmup, seed, precision, time_limit)
-    found = [find_policy(reference, instance) for reference in references]
+    found = [load_policy(reference, instance) for reference in references]
     run.check(found, sizes)
     results = _simulate_all(run, references, found, sizes, out)
     summary = _summary(instance, results, seed)
@@ -204,19 +204,6 @@ def make_engine(stepper: str, dt: float | None) -> ClusterEngine:
     from .._engine.steppers import Exact, Leap
 
     return ClusterEngine(stepper=Exact() if stepper == "exact" else Leap(dt))
-
-
-def find_policy(reference: str, instance: Instance) -> Policy:
-    """A preset, or a user's own policy; modules in the present folder are found.
-
-    **Raises:** `InputError` for one that does not exist.
-    """
-    from .._policy.load import load_policy
-
-    here = os.getcwd()
-    if ":" in reference and here not in sys.path:
-        sys.path.insert(0, here)
-    return load_policy(reference, instance)
 
 
 def _simulate_all(

@@ -27,49 +27,54 @@ if TYPE_CHECKING:
 GRADIENTS = ("finite-difference", "score-function")
 OBJECTIVES = ("bundled", "separate")
 
+Gpus = Annotated[str, typer.Option(metavar="N", help="GPUs of the cluster.")]
+Family = Annotated[
+    str,
+    typer.Option(
+        metavar="feedback|neural",
+        help="Family: feedback has a dozen or so readable parameters; neural is a small network that "
+        "serves any instance and any number of GPUs.",
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME...]",
+        help="Published policies to start from; my_module:MyPolicy or policy.json as it is.",
+        show_default="several, the best of which go on",
+    ),
+]
+Revenue = Annotated[
+    str | None,
+    typer.Option(metavar="bundled|separate", help="Revenue to raise.", show_default="the file's scheme"),
+]
+Gradient = Annotated[str, typer.Option(metavar="|".join(GRADIENTS), help="How slopes are estimated.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Steps of the optimiser, at most.", show_default="16; 8 with --quick")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="One start, few steps, wider intervals: within 90 s.")]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for policy.json, tune.json and the checkpoint, from which an interrupted tuning "
+        "goes on when it is called again with the same arguments.",
+        show_default="jaxq-tuned/INSTANCE-nN",
+    ),
+]
+
 
 def tune(
     file: InstanceFile,
-    gpus: Annotated[str, typer.Option(metavar="N", help="GPUs of the cluster.")] = "50",
-    policy: Annotated[
-        str,
-        typer.Option(
-            metavar="feedback|neural",
-            help="Family: feedback has a dozen or so readable parameters; neural is a small network that "
-            "serves any instance and any number of GPUs.",
-        ),
-    ] = "feedback",
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[,NAME...]",
-            help="Published policies to start from; my_module:MyPolicy or policy.json as it is.",
-            show_default="several, the best of which go on",
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(metavar="bundled|separate", help="Revenue to raise.", show_default="the file's scheme"),
-    ] = None,
-    gradient: Annotated[
-        str, typer.Option(metavar="|".join(GRADIENTS), help="How slopes are estimated.")
-    ] = GRADIENTS[0],
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the optimiser, at most.", show_default="16; 8 with --quick")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One start, few steps, wider intervals: within 90 s.")
-    ] = False,
+    gpus: Gpus = "50",
+    policy: Family = "feedback",
+    start: Start = None,
+    objective: Revenue = None,
+    gradient: Gradient = GRADIENTS[0],
+    steps: Steps = None,
+    quick: Quick = False,
     seed: Seed = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for policy.json, tune.json and the checkpoint, from which an interrupted tuning "
-            "goes on when it is called again with the same arguments.",
-            show_default="jaxq-tuned/INSTANCE-nN",
-        ),
-    ] = None,
+    out: OutFolder = None,
     json: Json = False,
 ) -> None:
     """Tune a policy by gradient, from published policies towards the best possible revenue.
@@ -106,7 +111,7 @@ def tune(
     starts = job.starting_points(instance, policy, names)
     folder = out if out is not None else Path("jaxq-tuned") / f"{file.stem}-n{sizes[0]}"
     writable_folder(folder)
-    with progress_bars(len(starts) + 1) as bars:
+    with progress_bars(1) as bars:
         done = job.run_tuning_job(
             instance,
             starts,
