@@ -154,6 +154,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damage):
         ({"steps": 3}, "steps was 2, is 3"),
         ({"key": 1}, "seed was 0, is 1"),
         ({"gradient": Adverse(1.0)}, "gradient was .*, is "),
+        ({"optimizer": optax.adam(0.5)}, "optimizer was .*, is "),
     ],
 )
 def test_a_checkpoint_of_another_tuning_is_refused(tmp_path, changes, what):
