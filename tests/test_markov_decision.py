@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +108,50 @@ def test_a_randomised_policy_has_the_revenue_of_its_simulation(start):
         mean, error = float(simulated.mean()), float(standard_error(simulated)[0])
         off = abs(mean - evaluator(2, 5).value(policy, scheme=scheme))
         assert off < LIMIT * error + CUT * mean
+
+
+class SlotCountingGate(policies.AbstractGate):
+    """Starts the second class only while two GPUs could start."""
+
+    def scores(self, observation, uniform):
+        second = jnp.where(observation.idle_prefill_slots > 1, 2.0, -jnp.inf)
+        return jnp.stack([jnp.ones_like(second), second])
+
+
+class RoomCountingGate(policies.AbstractGate):
+    """Starts the first class while two GPUs could, and either while at most one of the first pool has room."""
+
+    def scores(self, observation, uniform):
+        tight = observation.available[0] < 2
+        first = jnp.where((observation.idle_prefill_slots > 1) | tight, 2.0, -jnp.inf)
+        return jnp.stack([first, jnp.where(tight, 1.0, -jnp.inf)])
+
+
+class MixedOnlyRouter(policies.AbstractRouter):
+    """The mixed group, else the buffer."""
+
+    pools: ClassVar[tuple[policies.Pool, ...]] = (policies.Pool.MIXED, policies.Pool.WAIT)
+
+    def preferences(self, observation, request_class, uniform):
+        return jnp.stack([jnp.full(request_class.shape, 2.0), jnp.full(request_class.shape, 1.0)])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.Policy(SlotCountingGate(), policies.ImmediateRouter(), route_first=True),
+        policies.Policy(RoomCountingGate(), MixedOnlyRouter(), policies.Partition(1.0), route_first=True),
+        policies.Policy(RoomCountingGate(), MixedOnlyRouter(), policies.Partition(1.0)),
+    ],
+    ids=["own GPU", "mixed group, route first", "mixed group, gate first"],
+)
+def test_a_gate_sees_its_own_gpu_as_it_is(policy):
+    """A gate that counts idle slots and room: the exact chain and global balance show it the same."""
+    instance = oracles.tiny_cluster().instance()
+    found = averages(run(instance, policy, 2, horizon=1000.0, warmup=20.0, replications=256), instance)
+    simulated = found["revenue_bundled"]
+    mean, error = float(simulated.mean()), float(standard_error(simulated)[0])
+    assert abs(mean - evaluator(2, 5).value(policy)) < LIMIT * error + CUT * mean
 
 
 def test_a_draw_by_inverse_distribution_has_its_weights_as_law():

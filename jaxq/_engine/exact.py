@@ -128,13 +128,23 @@ class Chain(AbstractChain):
         """Bring the membership of the event's GPU up to date."""
         return self.mark(state, scene.gpu, scene.busy, class_sum(scene.counts), where)
 
-    def available(self, state: ExactState, scene: Scene) -> list[Array]:
-        """Room in each pool of the router."""
+    def size(self, words: UInt32[Array, "words replications"], scene: Scene, member: Mask) -> Index:
+        """Size of a set in which the event's GPU may not be brought up to date: whether it is a `member`
+        counts, not whether it is marked."""
+        marked = gpu_set.contains(words, scene.gpu)
+        change = member.astype(jnp.int32) - marked.astype(jnp.int32)
+        return gpu_set.size(words) + jnp.where(scene.valid, change, 0)
+
+    def available(self, state: ExactState, scene: Scene, marked: bool = True) -> list[Array]:
+        """Room in each pool of the router; `marked`: whether the event's GPU is up to date in all sets."""
         sets = dict(zip(gpu_pools(self.policy), state.sets, strict=True))
         rows = []
         for pool in self.policy.router.pools:
-            if pool in sets:
+            if pool in sets and marked:
                 rows.append(gpu_set.size(sets[pool]))
+            elif pool in sets:
+                member = self.in_pool(pool, scene.busy, class_sum(scene.counts))
+                rows.append(self.size(sets[pool], scene, member))
             elif pool is Pool.OWN:
                 rows.append(self.has_room(scene.busy, class_sum(scene.counts)).astype(jnp.int32))
             elif pool is Pool.SOLO:
@@ -322,7 +332,9 @@ class Chain(AbstractChain):
     def gate(self, state: ExactState, scene: Scene, rand) -> tuple[ExactState, Scene]:
         """Offer the event's GPU to the gate."""
         levels = scene.levels
-        observation = levels.observe(self.numbers, gpu_set.size(state.start), self.available(state, scene))
+        # A gate after an OWN router, or after a request was placed on its own GPU, finds that GPU unmarked.
+        idle = self.size(state.start, scene, self.can_start(scene.busy, class_sum(scene.counts)))
+        observation = levels.observe(self.numbers, idle, self.available(state, scene, marked=False))
         choice = choose_start(self.policy, observation, rand.uniforms(5))
         offered = scene.valid & self.can_start(scene.busy, class_sum(scene.counts))
         choice = self.once(jnp.where(offered, choice, self.shape.classes))

@@ -18,6 +18,13 @@ def size(words: Words) -> Gpu:
     return jnp.sum(lax.population_count(words), axis=0).astype(jnp.int32)
 
 
+def contains(words: Words, gpu: Gpu) -> Bool[Array, " replications"]:
+    """Whether `gpu` is a member."""
+    here = jnp.arange(words.shape[0])[:, None] == gpu // WORD
+    word = jnp.sum(jnp.where(here, words, 0), axis=0).astype(jnp.uint32)
+    return (word >> (gpu % WORD).astype(jnp.uint32)) & 1 == 1
+
+
 def put(
     words: Words, gpu: Gpu, member: Bool[Array, " replications"], where: Bool[Array, " replications"]
 ) -> Words:
