@@ -11,6 +11,7 @@ from jaxq import policies
 from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.record import Record
 from jaxq._engine.steppers import Exact
+from jaxq._gradient.base import Experiment
 
 PER_GPU = {
     "x": "prefills",
@@ -46,6 +47,21 @@ def averages(record: Record, instance: Any) -> dict[str, np.ndarray]:
     means["revenue_bundled"] = done @ (prefill_value + decode_value)[:, None]
     means["revenue_separate"] = (means["prefill_completions"] @ prefill_value + done @ decode_value)[:, None]
     return means
+
+
+def counted_values(experiment: Experiment, policy: policies.Policy, replications: int) -> np.ndarray:
+    """What an experiment measures, from events as they were counted."""
+    record = experiment.engine.run(
+        experiment.instance,
+        policy,
+        n_gpus=experiment.n_gpus,
+        horizon=experiment.horizon,
+        warmup=experiment.warmup,
+        key=experiment.key,
+        replications=replications,
+        n_windows=experiment.windows,
+    )
+    return experiment.worth(experiment.result(policy, record))
 
 
 def standard_error(sample: np.ndarray) -> np.ndarray:

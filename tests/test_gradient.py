@@ -15,10 +15,12 @@ from jaxq import InputError, policies
 from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.steppers import Exact
 from jaxq._gradient.base import Experiment
-from jaxq._gradient.finite_difference import FiniteDifference
+from jaxq._gradient.finite_difference import FiniteDifference, _without_cliffs
+from jaxq._gradient.flow_balance import FlowValues
 from jaxq._policy.feedback import feedback
 
 from . import oracles
+from .simulations import counted_values
 
 LIMIT = 5.0
 GPUS = 6
@@ -80,6 +82,55 @@ def test_finite_differences_have_the_slope_of_erlangs_loss_system(directions):
     assert error < 0.1 * quotient
     assert abs(found.gradient[system.index] - quotient) < LIMIT * error
     assert abs(quotient - system.slope) < 0.05 * system.slope
+
+
+def steady_experiment(load: float) -> tuple[Experiment, policies.Policy]:
+    """Three GPUs of the reference instance at a load, under an uncertain policy without a partition."""
+    cluster = dataclasses.replace(oracles.reference_cluster(), arrival_rate=np.array([load, load]))
+    instance = cluster.instance()
+    policy = feedback(instance, start="price_and_pack", sharpness=1.0)
+    return Experiment(instance, 3, 440.0, 200.0, key=jax.random.key(4)), policy
+
+
+@pytest.mark.parametrize("load", [0.35, 0.75])
+def test_flow_balance_keeps_the_means_and_takes_most_of_the_noise(load):
+    experiment, policy = steady_experiment(load)
+    plain = counted_values(experiment, policy, 128)
+    steady = experiment.values([policy], 128)[0]
+    assert steady.var(ddof=1) < 0.3 * plain.var(ddof=1)
+    difference = plain - steady
+    assert abs(difference.mean()) < LIMIT * difference.std(ddof=1) / np.sqrt(128) + 2e-3 * plain.mean()
+
+
+def test_what_varies_with_imbalances_is_taken_out():
+    rng = np.random.default_rng(2)
+    balance, noise = rng.normal(size=(3, 2, 4000)), rng.normal(size=(3, 4000))
+    values = np.array([[5.0], [6.0], [7.0]]) + np.einsum("mkr,k->mr", balance, [30.0, -20.0]) + noise
+    left = FlowValues(values, balance).steadied()
+    np.testing.assert_allclose(left.mean(axis=1), [5.0, 6.0, 7.0], atol=0.1)
+    np.testing.assert_allclose(left.std(axis=1), 1.0, rtol=0.1)
+
+
+def test_the_spread_is_widened_for_the_weights_that_were_fitted():
+    """Of values that have nothing to do with eight imbalances, the variance stays on average."""
+    rng = np.random.default_rng(3)
+    found = [
+        FlowValues(rng.normal(size=(1, 17)), rng.normal(size=(1, 8, 17))).steadied().var(ddof=1)
+        for _ in range(2000)
+    ]
+    assert np.mean(found) == pytest.approx(1.0, abs=LIMIT * np.std(found) / np.sqrt(2000))
+
+
+def test_too_few_replications_for_the_weights_change_nothing():
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(2, 4))
+    np.testing.assert_array_equal(FlowValues(values, rng.normal(size=(2, 5, 4))).steadied(), values)
+
+
+def test_a_cliff_tells_the_way_and_not_how_far():
+    slopes = np.array([0.1, -0.2, 0.1, 40.0, -0.3])
+    np.testing.assert_allclose(_without_cliffs(slopes), [0.1, -0.2, 0.1, 4 * 0.2, -0.3])
+    np.testing.assert_array_equal(_without_cliffs(np.zeros(4)), np.zeros(4))
 
 
 def test_parameters_that_change_nothing_have_no_slope():

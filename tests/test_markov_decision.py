@@ -119,7 +119,7 @@ class SlotCountingGate(policies.AbstractGate):
 
 
 class RoomCountingGate(policies.AbstractGate):
-    """Starts the first class while two GPUs could, and either while at most one of the first pool has room."""
+    """Starts the first class while two GPUs could, and either while at most one has room."""
 
     def scores(self, observation, uniform):
         tight = observation.available[0] < 2

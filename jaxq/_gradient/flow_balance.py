@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
 from .._engine.record import Record
 from .._instance import Instance
+
+FREEDOM = 1.5
+"""Deviations from means for each fitted weight, at least."""
 
 
 def expected_counts(instance: Instance, record: Record) -> Record:
@@ -49,3 +53,36 @@ def imbalances(instance: Instance, record: Record) -> Float64[np.ndarray, "measu
     ]
     kept = np.concatenate([stage[:, patient] for stage in stages], axis=1)
     return kept / (record.n_gpus * record.measured_durations[:, None, None])
+
+
+class FlowValues(NamedTuple):
+    """Values of policies from integrals of rates, and the imbalances of their flows, which move with them."""
+
+    values: Float64[np.ndarray, "rows replications"]
+    imbalances: Float64[np.ndarray, "rows stages replications"]
+
+    def half_differences(self) -> FlowValues:
+        """Half of what each even row is above the odd one after it."""
+        return FlowValues(*((rows[0::2] - rows[1::2]) / 2 for rows in self))
+
+    def steadied(self) -> Float64[np.ndarray, "rows replications"]:
+        """The values less the combination of imbalances with which they vary least over the replications.
+
+        The weights are the same in all rows, whose spread counts alike. What is subtracted is 0 in the long
+        run: means stay, to the order of the reciprocal of the number of replications; and what a start from
+        empty leaves in them falls. The spread that is left is widened for the weights that were fitted. With
+        too few replications to fit any, the values are returned as they are.
+        """
+        values, balance = self
+        freedom, stages = values.size - len(values), balance.shape[1]
+        if stages == 0 or freedom < FREEDOM * stages:
+            return values
+        spread = values.std(axis=1, keepdims=True)
+        spread = np.where(spread > 0, spread, 1.0)
+        target = (values - values.mean(axis=1, keepdims=True)) / spread
+        centred = (balance - balance.mean(axis=2, keepdims=True)) / spread[..., None]
+        regressors = centred.swapaxes(1, 2).reshape(target.size, -1)
+        weights = np.linalg.lstsq(regressors, target.ravel(), rcond=None)[0]
+        left = values - np.einsum("mkr,k->mr", balance, weights)
+        mean = left.mean(axis=1, keepdims=True)
+        return mean + (left - mean) * np.sqrt(freedom / (freedom - stages))

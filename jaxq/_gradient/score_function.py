@@ -18,7 +18,7 @@ from .._policy.parameters import parameter_names, parameter_scales
 from .._policy.random_choice import is_random
 from .._time_scale import slowest_time
 from .base import AbstractGradient, Experiment, GradientEstimate
-from .finite_difference import values_across
+from .finite_difference import slopes_across
 from .flow_balance import expected_counts, imbalances
 
 WINDOWS_PER_CREDIT = 8
@@ -79,8 +79,8 @@ class ScoreFunction(AbstractGradient):
         if not drawn.all():
             scales = parameter_scales(policy)[~drawn]
             moves = np.diag(self.step * parameter_scales(policy))[~drawn]
-            values = values_across(experiment, policy, moves, self.replications, first)
-            slopes[~drawn] = (values[:, 0] - values[:, 1]) / (2 * self.step * scales[:, None])
+            _, differences = slopes_across(experiment, policy, moves, self.replications, first)
+            slopes[~drawn] = differences / (self.step * scales[:, None])
         error = slopes.std(axis=1, ddof=1) / np.sqrt(self.replications)
         return GradientEstimate(value, slopes.mean(axis=1), error)
 
