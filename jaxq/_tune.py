@@ -30,8 +30,8 @@ from ._statistics import Estimate
 from ._time_scale import slowest_time
 from ._versions import versions
 
-LEARNING_RATE = 1.0
-"""Of the default optimiser, in units of `parameter_scales` a step."""
+LEARNING_RATE = (0.5, 0.05)
+"""Of the default optimiser, in units of `parameter_scales` a step; and what part of it is left at the end."""
 
 TRAINING_GPUS, VALIDATION_GPUS = 50, 500
 """Larger clusters are trained and validated at these sizes: parameters mean the same at every size."""
@@ -45,11 +45,14 @@ FINAL_LIFETIMES = 8.0
 DIRECTIONS = 16
 """Of the default gradient."""
 
-TRAINING_GPU_RUNS, TRAINING_EVENTS = 400, 1.6e7
-"""GPUs times replications in each run of the default gradient, and events in all its runs, at most."""
+TRAINING_RUNS = (4, 16)
+"""Replications in each run of the default gradient, at least and at most."""
 
-VALIDATION_GPU_RUNS = 12_800
-"""GPUs times replications in a check."""
+TRAINING_GPU_RUNS = 200
+"""GPUs times replications in it, about."""
+
+VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 32
+"""GPUs times replications in a check, about; and replications, at least."""
 
 FINAL_EVENTS = 1.5e8
 """Of each policy in the final figure, about."""
@@ -103,11 +106,11 @@ def tune(
     objective: str | Objective = "bundled",
     gradient: AbstractGradient | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    steps: int = 24,
-    trial_steps: int = 4,
-    finalists: int = 2,
-    check_every: int = 4,
-    patience: int = 4,
+    steps: int = 48,
+    trial_steps: int = 8,
+    finalists: int = 1,
+    check_every: int = 8,
+    patience: int = 6,
     key: int = 0,
     engine: ClusterEngine | None = None,
     validation_replications: int | None = None,
@@ -150,8 +153,8 @@ def tune(
         training,
         validation,
         gradient or _default_gradient(training),
-        optimizer or optax.adam(LEARNING_RATE, b2=0.99),
-        validation_replications or _shared(VALIDATION_GPU_RUNS, validation.n_gpus),
+        optimizer or _default_optimizer(steps),
+        validation_replications or max(VALIDATION_RUNS, _shared(VALIDATION_GPU_RUNS, validation.n_gpus)),
         check_every,
         patience,
     )
@@ -189,10 +192,15 @@ def _valued(
 
 
 def _default_gradient(training: Experiment) -> FiniteDifference:
-    """Simultaneous perturbation, with more replications on smaller clusters and fewer on busier ones."""
-    allowed = TRAINING_EVENTS / (2 * DIRECTIONS * _events(training))
-    most = _shared(TRAINING_GPU_RUNS, training.n_gpus)
-    return FiniteDifference(directions=DIRECTIONS, replications=int(np.clip(round(allowed), 4, most)))
+    """Simultaneous perturbation, with more replications on smaller clusters."""
+    replications = int(np.clip(round(TRAINING_GPU_RUNS / training.n_gpus), *TRAINING_RUNS))
+    return FiniteDifference(directions=DIRECTIONS, replications=replications)
+
+
+def _default_optimizer(steps: int) -> optax.GradientTransformation:
+    """Adam, with steps that shrink along a cosine."""
+    rate, left = LEARNING_RATE
+    return optax.adam(optax.cosine_decay_schedule(rate, steps, left), b2=0.99)
 
 
 def _race(

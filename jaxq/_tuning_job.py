@@ -47,8 +47,13 @@ class TuningEffort:
     final_replications: int | None = None
 
 
-FULL = TuningEffort(("gate_and_route", "gate_fcfs", "price_and_pack"), steps=16, trial_steps=4, finalists=1)
-QUICK = TuningEffort(("price_and_pack",), steps=8, trial_steps=8, finalists=1, final_replications=128)
+FULL = TuningEffort(
+    ("gate_and_route", "prioritize_and_route", "gate_fcfs", "price_and_pack"),
+    steps=48,
+    trial_steps=8,
+    finalists=1,
+)
+QUICK = TuningEffort(("price_and_pack",), steps=16, trial_steps=16, finalists=1, final_replications=128)
 
 
 def starting_points(instance: Instance, family: str, names: Sequence[str]) -> list[Policy]:

@@ -33,7 +33,7 @@ SHARPNESS = 6.0
 are about exp(-6)."""
 
 
-TUNING_SHARPNESS = 3.0
+TUNING_SHARPNESS = 1.0
 """Of a start for tuning: uncertain enough for slopes to be seen."""
 
 
