@@ -10,8 +10,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 Summary = Mapping[str, Any]
 
@@ -38,6 +41,7 @@ _STYLE: Any = {
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#882255")
+_POOL_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
 
 _STAGES = (
@@ -51,8 +55,10 @@ _STAGES = (
 
 
 def draw_figures(summary: Summary) -> dict[str, Figure]:
-    """`gap`, `revenue`, `occupancies` and `sample_path`, by name."""
+    """`gap`, `revenue`, `occupancies` and `sample_path`, by name; `learned` where a tuned policy is shown."""
     drawn = {"gap": _gap, "revenue": _revenue, "occupancies": _occupancies, "sample_path": _sample_path}
+    if summary.get("portrait") is not None:
+        drawn["learned"] = _learned
     with matplotlib.rc_context(_STYLE):
         return {name: draw(summary) for name, draw in drawn.items()}
 
@@ -195,6 +201,58 @@ def _sample_path(summary: Summary) -> Figure:
         panels[-1, column].set_xlabel("seconds from the empty start")
     figure.legend(handles=_class_handles(classes, plan_line=True), loc="outside lower center", ncols=2)
     return figure
+
+
+def _learned(summary: Summary) -> Figure:
+    """What a tuned policy does: which class starts by the two queues, when none does, where requests go."""
+    portrait = summary["portrait"]
+    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    choice, none, routes = figure.subplots(3, 1, height_ratios=(2.2, 1.0, 1.0))
+    if len(portrait["shown"]) == 2:
+        _draw_choice(choice, portrait)
+    else:
+        choice.plot(portrait["queues"][0], portrait["starts"][0], color=_class_colour(0))
+        choice.set(xlabel="requests waiting for prefill", ylabel="chance of a start", ylim=(0, 1.02))
+    idle = portrait["idle"]
+    none.plot(idle["running"], idle["starts_none"], color="0.2")
+    none.axvline(idle["planned"], color="0.4", linestyle="--", linewidth=1, label="the plan")
+    none.set(xlabel="running prefills per GPU", ylim=(-0.02, 1.02))
+    none.set_title("chance that a free GPU starts nothing")
+    none.legend()
+    left = np.zeros(len(portrait["classes"]))
+    rows = range(len(portrait["classes"]))
+    for k, pool in enumerate(portrait["pools"]):
+        chances = np.asarray(portrait["routes"])[:, k]
+        routes.barh(rows, chances, left=left, color=_POOL_COLOURS[k], label=pool)
+        left = left + chances
+    routes.set_yticks(rows, [_text(name) for name in portrait["classes"]])
+    routes.set_ylim(len(rows) - 0.4, -0.6)
+    routes.grid(visible=False)
+    routes.set_title("where requests decode, with room everywhere")
+    routes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=1)
+    return figure
+
+
+def _draw_choice(axes: Axes, portrait: Mapping[str, Any]) -> None:
+    """Which of two classes a gate starts, over the lengths of their queues."""
+    first, second = portrait["shown"]
+    starts, (across, up) = np.asarray(portrait["starts"]), portrait["queues"]
+    either = starts[first] + starts[second]
+    share = np.where(either > 0, starts[second] / np.where(either > 0, either, 1.0), np.nan)
+    colours = LinearSegmentedColormap.from_list(
+        "classes", [_class_colour(first), "0.97", _class_colour(second)]
+    )
+    axes.pcolormesh(across, up, share, vmin=0, vmax=1, cmap=colours, shading="nearest")
+    names = [_text(portrait["classes"][i]) for i in (first, second)]
+    axes.plot(*portrait["planned_queues"], marker="x", color="0", linestyle="none", label="the plan")
+    handles = [
+        Patch(color=_class_colour(i), label=name) for i, name in zip((first, second), names, strict=True)
+    ]
+    handles += axes.get_legend_handles_labels()[0]
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.1), ncols=3, borderpad=0)
+    axes.set_xlabel(f"{names[0]}, waiting for prefill")
+    axes.set_ylabel(f"{names[1]}, waiting")
+    axes.set_title(f"which class starts next, {portrait['gpus']} GPUs (pale: either)")
 
 
 def _looks(summary: Summary) -> Iterable[tuple[str, str, str]]:

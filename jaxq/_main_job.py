@@ -23,6 +23,7 @@ from ._memory import check_memory
 from ._plan import solve_plan
 from ._policy.base import Policy
 from ._policy.presets import PRESETS, TABLE
+from ._portrait import portrait
 from ._progress import ProgressBars
 from ._report import report_html
 from ._result import QUANTITIES, Result
@@ -144,6 +145,7 @@ def run_main_job(
         "baseline": baseline,
         "comparisons": comparison_dicts(results, baseline),
         "sample_paths": paths,
+        "portrait": None if tuned is None else portrait(tuned, instance, plan, effort.sizes[-1].n_gpus),
         "environment": environment_dict(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seconds": time.perf_counter() - started,

@@ -30,13 +30,14 @@ def report_html(summary: Summary, figures: Mapping[str, str]) -> str:
     """The report.
 
     **Arguments:** `summary`: as in run.json; `figures`: SVG elements by name (`gap`, `revenue`,
-    `occupancies`, `sample_path`).
+    `occupancies`, `sample_path`; `learned` where a tuned policy is shown).
     """
     name = summary["instance"]["name"]
     sections = (
         *_answer(summary),
         *_asked(summary),
         *_policies(summary, figures),
+        *_learned(summary, figures),
         *_comparison(summary),
         *_plan(summary),
         *_occupancies(summary, figures),
@@ -197,6 +198,40 @@ def _all_sizes(summary: Summary) -> str:
         "separate gap",
     )
     return page.folded("All sizes, both ways of charging", page.table(headings, rows))
+
+
+def _learned(summary: Summary, figures: Mapping[str, str]) -> list[str]:
+    """What a tuned policy does, in words and one figure."""
+    portrait = summary.get("portrait")
+    if portrait is None:
+        return []
+    classes, at_plan = portrait["classes"], portrait["at_plan"]
+    order = sorted(range(len(classes)), key=lambda i: -at_plan[i])
+    starts = ", ".join(f"{classes[i]} in {_share(at_plan[i])}" for i in order)
+    idle = portrait["idle"]["starts_none"]
+    items = [
+        f"Which prompt: with the planned queues it starts {starts} of its decisions, and nothing in "
+        f"{_share(at_plan[-1])}.",
+        f"When it waits: with few prompts being read, a free GPU is left without one in {_share(idle[0])} of "
+        f"the cases though requests wait; with all others reading, in {_share(idle[-1])}.",
+    ]
+    for name, chances in zip(classes, portrait["routes"], strict=True):
+        ways = sorted(zip(chances, portrait["pools"], strict=True), reverse=True)
+        told = ", ".join(f"{pool} ({_share(chance)})" for chance, pool in ways if chance >= 0.005)
+        items.append(f"Where answers of {name} are written, while there is room everywhere: {told}.")
+    return [
+        page.heading("What the tuned policy learned"),
+        page.bullets(items),
+        page.figure(
+            figures["learned"],
+            "The choices of the tuned policy",
+            f"The tuned policy on {portrait['gpus']} GPUs, when everything but what is shown is as planned.",
+        ),
+    ]
+
+
+def _share(chance: float) -> str:
+    return f"{100 * chance:.0f} %"
 
 
 def _comparison(summary: Summary) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from ._engine.steppers import Exact
 from ._errors import InputError
 from ._gradient.base import AbstractGradient, Experiment, Objective
 from ._gradient.finite_difference import FiniteDifference
+from ._gradient.flow_balance import FREEDOM
 from ._instance import Instance
 from ._policy.base import Policy
 from ._policy.parameters import parameters
@@ -45,16 +47,14 @@ FINAL_LIFETIMES = 8.0
 DIRECTIONS = 16
 """Of the default gradient."""
 
-TRAINING_RUNS = (4, 16)
-"""Replications in each run of the default gradient, at least and at most."""
-
-TRAINING_GPU_RUNS = 200
-"""GPUs times replications in it, about."""
+TRAINING_GPU_RUNS, TRAINING_EVENTS, MOST_TRAINING_RUNS = 200, 1e7, 16
+"""Replications of the default gradient: GPUs times replications in each run, about; events in all its runs,
+about; and replications, at most."""
 
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 32
 """GPUs times replications in a check, about; and replications, at least."""
 
-FINAL_EVENTS = 1.5e8
+FINAL_EVENTS = 3e7
 """Of each policy in the final figure, about."""
 
 FINAL_REPLICATIONS = (4, 512)
@@ -110,7 +110,7 @@ def tune(
     trial_steps: int = 8,
     finalists: int = 1,
     check_every: int = 8,
-    patience: int = 6,
+    patience: int = 3,
     key: int = 0,
     engine: ClusterEngine | None = None,
     validation_replications: int | None = None,
@@ -192,9 +192,13 @@ def _valued(
 
 
 def _default_gradient(training: Experiment) -> FiniteDifference:
-    """Simultaneous perturbation, with more replications on smaller clusters."""
-    replications = int(np.clip(round(TRAINING_GPU_RUNS / training.n_gpus), *TRAINING_RUNS))
-    return FiniteDifference(directions=DIRECTIONS, replications=replications)
+    """Simultaneous perturbation, with more replications on smaller clusters and fewer on busier ones, but
+    enough to fit the weights of flow balance."""
+    allowed = min(TRAINING_GPU_RUNS / training.n_gpus, TRAINING_EVENTS / (2 * DIRECTIONS * _events(training)))
+    least = 1 + math.ceil(2 * FREEDOM * training.instance.n_classes / DIRECTIONS)
+    return FiniteDifference(
+        directions=DIRECTIONS, replications=int(np.clip(round(allowed), least, MOST_TRAINING_RUNS))
+    )
 
 
 def _default_optimizer(steps: int) -> optax.GradientTransformation:

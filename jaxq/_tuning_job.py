@@ -48,7 +48,7 @@ class TuningEffort:
 
 
 FULL = TuningEffort(
-    ("gate_and_route", "prioritize_and_route", "gate_fcfs", "price_and_pack"),
+    ("gate_and_route", "prioritize_and_route", "price_and_pack"),
     steps=48,
     trial_steps=8,
     finalists=1,
@@ -56,9 +56,13 @@ FULL = TuningEffort(
 QUICK = TuningEffort(("price_and_pack",), steps=16, trial_steps=16, finalists=1, final_replications=128)
 
 
-def starting_points(instance: Instance, family: str, names: Sequence[str]) -> list[Policy]:
+def starting_points(
+    instance: Instance, family: str, names: Sequence[str], partition: bool = True
+) -> list[Policy]:
     """The policies from which tuning starts: points of a family, in each structure worth trying; a user's own
     (`my_module:MyPolicy`) and policy files as they are.
+
+    `partition`: whether a start that has a partition is tried with it too, and not only without.
 
     **Raises:** `InputError` for an unknown family or start, or one that tuning cannot change.
     """
@@ -71,7 +75,7 @@ def starting_points(instance: Instance, family: str, names: Sequence[str]) -> li
         elif family == "neural":
             starts.append(neural.neural(instance, start=name, sharpness=feedback.TUNING_SHARPNESS))
         else:
-            starts += feedback.starting_points(instance, name)
+            starts += feedback.starting_points(instance, name, partition)
     return starts
 
 

@@ -82,7 +82,7 @@ class Checker(HTMLParser):
 
 def test_every_file_is_there(folder):
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    figures = ("gap", "occupancies", "revenue", "sample_path")
+    figures = ("gap", "learned", "occupancies", "revenue", "sample_path")
     expected = ["instance.toml", "report.html", "results.csv", "run.json"]
     expected += [f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png")]
     expected += [f"results/{name}_n{n}.nc" for name in SHOWN for n in (3, 5)]
@@ -130,7 +130,7 @@ def test_the_page_is_well_formed_and_stands_alone(html):
     page = Checker(html)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "img", "link", "iframe", "image", "object"}
-    assert sum(tag == "svg" for tag, _ in page.tags) == 4
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
     for _, attributes in page.tags:
         for name, value in attributes.items():
             if name in ("href", "xlink:href", "src", "action"):
@@ -138,6 +138,16 @@ def test_the_page_is_well_formed_and_stands_alone(html):
             assert "url(" not in (value or "") or "url(#" in value
     assert "@import" not in html
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+
+
+def test_the_page_says_what_the_tuned_policy_learned(job, html):
+    text = "".join(Checker(html).text)
+    portrait = job.summary["portrait"]
+    assert "What the tuned policy learned" in text
+    assert f"nothing in {100 * portrait['at_plan'][-1]:.0f} %" in text
+    without = dict(job.summary, portrait=None)
+    assert "learned" not in draw_figures(without)
+    assert "learned" not in report_html(without, svg_texts(draw_figures(without)))
 
 
 def test_the_page_escapes_what_a_user_named(html):
@@ -185,7 +195,7 @@ def test_cautions_are_at_the_top(job):
     summary = json.loads(json.dumps(job.summary))
     summary["records"][0]["cautions"] = ["warm-up too short by <much>"]
     summary["records"][1]["gap"] = {"mean": -0.02, "standard_error": 0.001, "ci95": [-0.023, -0.017]}
-    figures = dict.fromkeys(("gap", "revenue", "occupancies", "sample_path"), "<svg ></svg>")
+    figures = dict.fromkeys(("gap", "revenue", "occupancies", "sample_path", "learned"), "<svg ></svg>")
     text = "".join(Checker(report_html(summary, figures)).text)
     top = text[: text.index("What was asked")]
     assert "warm-up too short by <much>" in top and "more than is possible in the long run" in top

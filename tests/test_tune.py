@@ -20,6 +20,7 @@ from .test_gradient import GPUS, ThinnedLoss
 QUICK = dict(
     n_gpus=GPUS,
     engine=ClusterEngine(Exact()),
+    optimizer=optax.adam(1.0, b2=0.99),
     steps=6,
     check_every=2,
     validation_replications=64,
@@ -75,7 +76,8 @@ class Adverse(AbstractGradient):
 def test_it_keeps_the_best_policy_that_it_met(slope):
     """Going downhill, or nowhere, the start stays the best."""
     system = ThinnedLoss(2.0)
-    found = tune(system.instance, system.policy, gradient=Adverse(slope), optimizer=optax.sgd(0.5), **QUICK)
+    given = QUICK | {"gradient": Adverse(slope), "optimizer": optax.sgd(0.5)}
+    found = tune(system.instance, system.policy, **given)
     np.testing.assert_array_equal(policies.parameters(found.policy), policies.parameters(system.policy))
     assert found.gain.mean == 0
     reason = "the gradient was not finite" if np.isnan(slope) else "the value fell to"
@@ -190,7 +192,8 @@ class Explosive(AbstractGradient):
 
 def test_a_diverging_climb_returns_to_the_best():
     system = ThinnedLoss(0.0)
-    found = tune(system.instance, system.policy, gradient=Explosive(), optimizer=optax.sgd(0.5), **QUICK)
+    given = QUICK | {"gradient": Explosive(), "optimizer": optax.sgd(0.5)}
+    found = tune(system.instance, system.policy, **given)
     assert any(
         "the value fell to" in note and note.endswith("back to the best so far") for note in found.notes
     )

@@ -108,7 +108,8 @@ def tune(
     if steps is not None:
         effort = dataclasses.replace(effort, steps=steps)
     names = effort.starts if start is None else policy_references(start)
-    starts = job.starting_points(instance, policy, names)
+    # Groups of GPUs have not been worth their time in any instance that was studied: on request only.
+    starts = job.starting_points(instance, policy, names, partition=start is not None)
     folder = out if out is not None else Path("jaxq-tuned") / f"{file.stem}-n{sizes[0]}"
     writable_folder(folder)
     with progress_bars(1) as bars:

@@ -58,10 +58,10 @@ class Experiment:
     def values(self, policies: Sequence[Policy], replications: int, first: int = 0) -> Values:
         """The value of each policy in each of the replications `first`, `first + 1`, ..., run as one.
 
-        Events count as the integrals of their rates, and flow balance takes noise out
-        (`FlowValues.steadied`): means are those of the counts, with a fraction of their variance.
+        Events count as the integrals of their rates, and flow balance takes noise out of each
+        (`FlowValues.steadied_alone`): means are those of the counts, with a fraction of their variance.
         """
-        return self.flow_values(policies, replications, first).steadied()
+        return self.flow_values(policies, replications, first).steadied_alone()
 
     def value(
         self, policy: Policy, replications: int, first: int = 0

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from .._engine.record import Record
 from .._instance import Instance
 
-FREEDOM = 1.5
+FREEDOM = 2.0
 """Deviations from means for each fitted weight, at least."""
 
 
@@ -64,6 +64,11 @@ class FlowValues(NamedTuple):
     def half_differences(self) -> FlowValues:
         """Half of what each even row is above the odd one after it."""
         return FlowValues(*((rows[0::2] - rows[1::2]) / 2 for rows in self))
+
+    def steadied_alone(self) -> Float64[np.ndarray, "rows replications"]:
+        """`steadied`, with weights of its own in each row: for policies that may have little in common."""
+        rows = zip(self.values, self.imbalances, strict=True)
+        return np.concatenate([FlowValues(value[None], balance[None]).steadied() for value, balance in rows])
 
     def steadied(self) -> Float64[np.ndarray, "rows replications"]:
         """The values less the combination of imbalances with which they vary least over the replications.

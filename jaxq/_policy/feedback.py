@@ -287,10 +287,12 @@ def feedback(
     )
 
 
-def starting_points(instance: Instance, start: str) -> list[Policy]:
+def starting_points(instance: Instance, start: str, partition: bool = True) -> list[Policy]:
     """The structures in which a start is worth tuning: its own; and where it has a partition, none, with the
-    finished request placed first."""
-    points = [feedback(instance, start=start, sharpness=TUNING_SHARPNESS)]
+    finished request placed first. `partition`: whether the one with a partition is among them."""
+    points = []
+    if partition or start in _ROUTERS:
+        points.append(feedback(instance, start=start, sharpness=TUNING_SHARPNESS))
     if start not in _ROUTERS:
         free = feedback(instance, start=start, sharpness=TUNING_SHARPNESS, partition=False, route_first=True)
         points.append(free)
