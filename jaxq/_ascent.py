@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float32
 
 from ._gradient.base import AbstractGradient, Experiment
 from ._policy.base import Policy
@@ -79,7 +80,7 @@ class Ascent:
     def begin(self, start: Policy, label: str) -> Climb:
         """A climb that has not moved."""
         values = parameters(start)
-        memory = self.optimizer.init(jnp.zeros(len(values), jnp.float32))
+        memory = self.optimizer.init(_in_scales(start, values))
         return Climb(start, label, values, values, memory)
 
     def climb(self, climb: Climb, until: int, report: Report) -> None:
@@ -108,7 +109,8 @@ class Ascent:
             self.return_to_best(climb, "the gradient was not finite")
             return
         # Optimisers descend.
-        move, climb.memory = self.optimizer.update(jnp.asarray(-slope, jnp.float32), climb.memory)
+        downhill, position = jnp.asarray(-slope, jnp.float32), _in_scales(climb.start, climb.values)
+        move, climb.memory = self.optimizer.update(downhill, climb.memory, position)
         moved = climb.values + scales * np.asarray(move, np.float64)
         if not np.isfinite(moved).all():
             self.return_to_best(climb, "the step was not finite")
@@ -132,4 +134,9 @@ class Ascent:
         """Start again from the best policy met, and say why."""
         climb.notes.append(f"{climb.label}, step {climb.step}: {reason}; back to the best so far")
         climb.values = climb.best_values
-        climb.memory = self.optimizer.init(jnp.zeros(len(climb.values), jnp.float32))
+        climb.memory = self.optimizer.init(_in_scales(climb.start, climb.values))
+
+
+def _in_scales(start: Policy, values: Vector) -> Float32[Array, " parameters"]:
+    """Parameters in units of `parameter_scales`, as optimisers see them."""
+    return jnp.asarray(values / parameter_scales(start), jnp.float32)

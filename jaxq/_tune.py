@@ -47,9 +47,14 @@ FINAL_LIFETIMES = 8.0
 DIRECTIONS = 16
 """Of the default gradient."""
 
-TRAINING_GPU_RUNS, TRAINING_EVENTS, MOST_TRAINING_RUNS = 200, 1e7, 16
-"""Replications of the default gradient: GPUs times replications in each run, about; events in all its runs,
-about; and replications, at most."""
+TRAINING_GPU_RUNS, TRAINING_EVENTS = 200, 1e7
+"""The default gradient: GPUs times replications in each run, and events in all its runs, about."""
+
+STEPS, SUCCESSIVE_EVENTS = (48, 192), 1.3e6
+"""Steps at least and at most, and what they may cost: events one after another in all of them, about."""
+
+STAGES = 6
+"""A climb is checked so many times; before the first check all starts climb, after it the best alone."""
 
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 32
 """GPUs times replications in a check, about; and replications, at least."""
@@ -106,10 +111,10 @@ def tune(
     objective: str | Objective = "bundled",
     gradient: AbstractGradient | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    steps: int = 48,
-    trial_steps: int = 8,
+    steps: int | None = None,
+    trial_steps: int | None = None,
     finalists: int = 1,
-    check_every: int = 8,
+    check_every: int | None = None,
     patience: int = 3,
     key: int = 0,
     engine: ClusterEngine | None = None,
@@ -126,14 +131,16 @@ def tune(
 
     **Arguments:**
 
-    - `starts`: one policy, or several: each takes `trial_steps` steps, and the best `finalists` go on.
+    - `starts`: one policy, or several: each takes `trial_steps` steps (a sixth of all when None), and the
+      best `finalists` go on.
     - `n_gpus`: GPUs of the cluster for which it is tuned.
     - `objective`: `"bundled"`, `"separate"` or a function of a `Result` that returns one number a
       replication.
     - `gradient`, `optimizer`: how slopes are estimated and followed; simultaneous perturbation and Adam when
       None. The optimiser works in units of `parameter_scales`.
-    - `steps`, `check_every`, `patience`: at most so many steps; how often the policy is valued on validation
-      replications; after how many checks without a better value a climb ends.
+    - `steps`, `check_every`, `patience`: at most so many steps (48 to 192 when None, more where they are
+      quick); how often the policy is valued on validation replications (every sixth of the steps when None);
+      after how many checks without a better value a climb ends.
     - `key`: a whole number; the same key, the same result.
     - `engine`: for training and validation; `Exact` when None, as the final figure always is.
     - `validation_replications`, `final_replications`: of a check, and of the final figure; chosen from the
@@ -146,9 +153,12 @@ def tune(
     that is damaged or of another tuning.
     """
     starts = [starts] if isinstance(starts, Policy) else list(starts)
-    _check(starts, steps, check_every, patience, trial_steps, finalists)
     begin = time.perf_counter()
     training, validation, final = _experiments(instance, n_gpus, objective, engine, key)
+    steps = _default_steps(training) if steps is None else steps
+    stage = max(1, steps // STAGES) if isinstance(steps, int) else steps
+    trial_steps, check_every = trial_steps or stage, check_every or stage
+    _check(starts, steps, check_every, patience, trial_steps, finalists)
     ascent = Ascent(
         training,
         validation,
@@ -196,9 +206,12 @@ def _default_gradient(training: Experiment) -> FiniteDifference:
     enough to fit the weights of flow balance."""
     allowed = min(TRAINING_GPU_RUNS / training.n_gpus, TRAINING_EVENTS / (2 * DIRECTIONS * _events(training)))
     least = 1 + math.ceil(2 * FREEDOM * training.instance.n_classes / DIRECTIONS)
-    return FiniteDifference(
-        directions=DIRECTIONS, replications=int(np.clip(round(allowed), least, MOST_TRAINING_RUNS))
-    )
+    return FiniteDifference(directions=DIRECTIONS, replications=max(least, round(allowed)))
+
+
+def _default_steps(training: Experiment) -> int:
+    """More steps on small clusters, whose runs are quick."""
+    return int(np.clip(round(SUCCESSIVE_EVENTS / _events(training)), *STEPS))
 
 
 def _default_optimizer(steps: int) -> optax.GradientTransformation:
@@ -313,9 +326,9 @@ def _told(
 def _moves(optimizer: optax.GradientTransformation) -> list[float]:
     """Two steps of an optimiser on a made-up slope, which tell it from others: it has no name to go by."""
     slope = jnp.asarray([1.0, -3.0], jnp.float32)
-    memory, moves = optimizer.init(jnp.zeros_like(slope)), []
+    memory, moves = optimizer.init(slope), []
     for size in (1.0, 0.5):
-        move, memory = optimizer.update(size * slope, memory)
+        move, memory = optimizer.update(size * slope, memory, slope)
         moves += np.asarray(move, np.float64).tolist()
     return moves
 

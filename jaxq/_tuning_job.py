@@ -38,22 +38,16 @@ COMPILERS = 2
 
 @dataclass(frozen=True)
 class TuningEffort:
-    """How much is tried: see `tune`; `final_replications` None: as `tune` chooses."""
+    """How much is tried: see `tune`; None: as `tune` chooses."""
 
     starts: tuple[str, ...]
-    steps: int
-    trial_steps: int
-    finalists: int
+    steps: int | None = None
+    trial_steps: int | None = None
     final_replications: int | None = None
 
 
-FULL = TuningEffort(
-    ("gate_and_route", "prioritize_and_route", "price_and_pack"),
-    steps=48,
-    trial_steps=8,
-    finalists=1,
-)
-QUICK = TuningEffort(("price_and_pack",), steps=16, trial_steps=16, finalists=1, final_replications=128)
+FULL = TuningEffort(("gate_and_route", "prioritize_and_route", "price_and_pack"))
+QUICK = TuningEffort(("price_and_pack",), steps=16, trial_steps=16, final_replications=128)
 
 
 def starting_points(
@@ -115,7 +109,6 @@ def run_tuning_job(
         gradient=gradient,
         steps=effort.steps,
         trial_steps=effort.trial_steps,
-        finalists=effort.finalists,
         final_replications=effort.final_replications,
         key=seed,
         checkpoint=folder / CHECKPOINT,

@@ -5,12 +5,13 @@ Seeds are fixed; with new ones a test would fail by chance about once in a milli
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq import InputError, policies
+from jaxq import InputError, policies, solve_plan
 from jaxq._engine.base import device_policy
 from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.steppers import Leap
@@ -99,11 +100,43 @@ def test_a_gate_that_would_rather_not_starts_nothing(uniform):
     assert not np.isfinite(np.asarray(gate.scores(seen, jnp.full(seen.prefills.shape[1:], uniform)))).any()
 
 
+def with_named(policy, given):
+    values = dict(zip(parameter_names(policy), parameters(policy), strict=True)) | given
+    return device_policy(with_parameters(policy, np.asarray(list(values.values()))))
+
+
+def test_waiting_has_log_odds_of_its_own_that_grow_with_the_prefill_queue():
+    """30 + 70 requests wait for prefill on 100 GPUs: one per GPU, against the plan's."""
+    made = feedback(reference(), start="price_and_pack")
+    seen = observe([30, 70], n_gpus=100, available=[5, 5, 1, 1])
+    request = jnp.asarray([1])
+
+    def log_odds(policy):
+        weights = policy.router.weights(seen, request)
+        return float(jnp.log(weights[-1, 0] / weights[0, 0]))
+
+    plain = log_odds(device_policy(made))
+    given = {"router.wait_prefill_queue": 3.0, "router.wait[1]": 0.5, "router.wait[0]": 9.0}
+    planned = float(solve_plan(reference()).q_prefill.sum())
+    expected = 0.5 + 3.0 * (1.0 - planned) / (1.0 + planned)
+    assert log_odds(with_named(made, given)) - plain == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_gate_may_start_less_when_many_decode():
+    made = feedback(reference())
+    seen = eqx.tree_at(lambda o: o.decodes_solo, observe([30, 70]), jnp.asarray([[40], [60]]))
+    changed = with_named(made, {"gate.start_decodes": 2.0})
+    change = changed.gate.start_log_odds(seen) - device_policy(made).gate.start_log_odds(seen)
+    plan = solve_plan(reference())
+    planned = float(plan.y_mixed.sum() + plan.y_solo.sum())
+    np.testing.assert_allclose(change, 2.0 * (10.0 / planned - 1.0), rtol=1e-4)
+
+
 @pytest.mark.parametrize("start", STARTS)
 def test_parameters_go_to_a_vector_and_back(start):
     made = feedback(reference(), start=start)
     values, names = parameters(made), parameter_names(made)
-    count = 17 + (made.partition is not None) - 2 * (start == "sli_gate_and_route")
+    count = 21 + (made.partition is not None) - 5 * (start == "sli_gate_and_route")
     assert len(values) == len(names) == len(set(names)) == count
     assert not any("plan" in name.split(".") for name in names)
     moved = with_parameters(made, values + 0.125)
@@ -141,9 +174,9 @@ def test_published_policies_have_parameters_too():
             "^start: expected one of gate_and_route, ",
         ),
         (lambda p: feedback(reference(), sharpness=0.0), "^sharpness: expected a positive number, got 0$"),
-        (lambda p: with_parameters(p, np.zeros(3)), r"^parameters: expected 18 numbers, got shape \(3,\)$"),
+        (lambda p: with_parameters(p, np.zeros(3)), r"^parameters: expected 22 numbers, got shape \(3,\)$"),
         (
-            lambda p: with_parameters(p, np.where(np.arange(18) == 2, np.nan, 0.0)),
+            lambda p: with_parameters(p, np.where(np.arange(22) == 2, np.nan, 0.0)),
             "^parameters: expected finite numbers, gate.bid_price is not$",
         ),
     ],

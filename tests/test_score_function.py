@@ -46,17 +46,21 @@ def reference():
     return oracles.reference_cluster().instance()
 
 
-def undecided(start: str = "gate_and_route", spread: float = 0.5) -> policies.Policy:
-    """A point of the feedback family where every choice is uncertain: parameters about zero."""
+def undecided(start: str = "gate_and_route", spread: float = 0.25) -> policies.Policy:
+    """A point of the feedback family where every choice is uncertain: parameters about zero.
+
+    No choice may be so rare that a few hundred windows hardly see it: until then its scores are far from
+    normal, and their mean is many of its estimated standard errors from zero.
+    """
     made = policies.feedback(reference(), start=start)
-    values = np.random.default_rng(3).normal(0.0, spread, len(policies.parameters(made)))
-    share = np.array([name == "partition.mixed_share" for name in policies.parameter_names(made)])
+    names = policies.parameter_names(made)
+    values = np.random.default_rng(3).normal(0.0, spread, len(names))
     # Terms that see large numbers get small factors.
-    small = [
-        name.startswith(("gate.below_plan", "gate.prefill_q")) for name in policies.parameter_names(made)
-    ]
-    values = np.where(small, 0.1 * values, values)
-    return policies.with_parameters(made, np.where(share, policies.parameters(made), values))
+    factor = {"gate.below_plan": 0.1, "gate.prefill_queue": 0.1}
+    values = values * [factor.get(name, 1.0) for name in names]
+    # Two of three GPUs are mixed: a gate that is asked sees the other's prefill.
+    share = np.array([name == "partition.mixed_share" for name in names])
+    return policies.with_parameters(made, np.where(share, 0.6, values))
 
 
 def scored_run(**given: Any) -> Record:
@@ -159,7 +163,7 @@ def test_scores_average_to_zero_and_know_nothing_of_what_came_before():
         error = samples.std(axis=-1, ddof=1) / np.sqrt(samples.shape[-1])
         assert (np.abs(samples.mean(axis=-1)) <= LIMIT * error + 1e-6).all()
 
-    assert (record.scores.std(axis=(0, 2)) > 0).sum() >= 16
+    assert (record.scores.std(axis=(0, 2)) > 1e-3).sum() >= 20
     within(record.scores)
     within(record.scores.mean(axis=0))
     within((record.scores[1:] * record.scores[:-1]).mean(axis=0))

@@ -59,14 +59,19 @@ def test_the_same_key_gives_the_same_bits(tuned):
     assert again.history == found.history and again.value.mean == found.value.mean
 
 
+def along_starts(policy):
+    """1 for the log-odds of a start, 0 for every other parameter."""
+    return np.asarray([float(name.startswith("gate.start[")) for name in policies.parameter_names(policy)])
+
+
 class Adverse(AbstractGradient):
     """Says the opposite of the truth, or nothing at all."""
 
     slope: float = eqx.field(static=True)
 
     def estimate(self, experiment, policy, first=0):
-        count = len(policies.parameters(policy))
-        return GradientEstimate(0.0, np.full(count, self.slope), np.zeros(count))
+        slopes = self.slope * along_starts(policy)
+        return GradientEstimate(0.0, slopes, np.zeros(len(slopes)))
 
     def replications_used(self):
         return 1
@@ -183,8 +188,8 @@ class Explosive(AbstractGradient):
     """Points uphill first, then far away."""
 
     def estimate(self, experiment, policy, first=0):
-        count = len(policies.parameters(policy))
-        return GradientEstimate(0.0, np.full(count, 1.0 if first < 2 else -100.0), np.zeros(count))
+        slopes = (1.0 if first < 2 else -100.0) * along_starts(policy)
+        return GradientEstimate(0.0, slopes, np.zeros(len(slopes)))
 
     def replications_used(self):
         return 1

@@ -50,7 +50,8 @@ Revenue = Annotated[
 ]
 Gradient = Annotated[str, typer.Option(metavar="|".join(GRADIENTS), help="How slopes are estimated.")]
 Steps = Annotated[
-    int | None, typer.Option(help="Steps of the optimiser, at most.", show_default="48; 16 with --quick")
+    int | None,
+    typer.Option(help="Steps of the optimiser, at most.", show_default="48 to 192; 16 with --quick"),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="One start, few steps, wider intervals: within 90 s.")]
 OutFolder = Annotated[

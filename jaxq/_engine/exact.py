@@ -323,7 +323,9 @@ class Chain(AbstractChain):
         """The scene with the score of one more decision of the gate or the router."""
         if not self.shape.scores or not is_random(part):
             return scene
-        own = score(part, weights, choice, where)
+        # Computed apart, so that no product in it is fused with the sums that follow: fused or not, depends
+        # on the number of devices.
+        own = self.once(score(part, weights, choice, where))
         # Those of the gate come first, as among the parameters of a policy.
         before = 0 if part is self.policy.gate else self.shape.scores - len(own)
         rows = jnp.pad(own, ((before, self.shape.scores - before - len(own)), (0, 0)))

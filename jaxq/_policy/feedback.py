@@ -38,11 +38,23 @@ TUNING_SHARPNESS = 1.0
 
 
 class PlanReference(Fixed):
-    """What the gate knows of the plan: x, q_p (per GPU), and bid prices over the largest request value."""
+    """What the gate knows of the plan: x, q_p (per GPU), the reciprocal of the sum of y, and bid prices over
+    the largest request value.
+
+    Reciprocals come from the host: a compiler may or may not replace a division by one.
+    """
 
     prefills: Float[Any, "classes *batch"]
+    per_decode: Float[Any, "*batch"]
     prefill_queue: Float[Any, "classes *batch"]
     bid_price: Float[Any, "classes *batch"]
+
+
+class PlannedQueue(Fixed):
+    """What the router knows of the plan: the sum of q_p (per GPU), and `per_queue` = 1 / (1 + sum q_p)."""
+
+    prefill_queue: Float[Any, "*batch"]
+    per_queue: Float[Any, "*batch"]
 
 
 class FeedbackGate(AbstractRandomGate):
@@ -55,7 +67,8 @@ class FeedbackGate(AbstractRandomGate):
 
     with b_i its bid price over the largest request value, and starts with the log-odds
 
-        start_i + start_prefills (X / n - sum x) + start_decode_queue Q_d / n + start_idle (idle slots) / n.
+        start_i + start_prefills (X / n - sum x) + start_decodes (Y / (n sum y) - 1)
+        + start_decode_queue Q_d / n + start_idle (idle slots) / n.
 
     `priority` alone is a priority gate, `bid_price` alone the bid-price gate, `below_plan` alone the
     occupancy gate (each in the limit of large numbers); `log_queue` = 1 alone is first come, first served,
@@ -69,6 +82,7 @@ class FeedbackGate(AbstractRandomGate):
     log_queue: Float[Any, "*batch"]
     start: Float[Any, "classes *batch"]
     start_prefills: Float[Any, "*batch"]
+    start_decodes: Float[Any, "*batch"]
     start_decode_queue: Float[Any, "*batch"]
     start_idle: Float[Any, "*batch"]
     plan: PlanReference
@@ -91,9 +105,11 @@ class FeedbackGate(AbstractRandomGate):
     def start_log_odds(self, observation: Observation) -> Float[Array, "classes *batch"]:
         """The log-odds that a class that was drawn starts."""
         seen = observation.per_gpu()
+        decodes = total(seen.decodes_mixed + seen.decodes_solo)
         return (
             self.start
             + self.start_prefills * (total(seen.prefills) - total(self.plan.prefills))
+            + self.start_decodes * (decodes * self.plan.per_decode - 1.0)
             + self.start_decode_queue * total([total(queue) for queue in seen.decode_queue])
             + self.start_idle * seen.idle_prefill_slots
         )
@@ -109,20 +125,27 @@ class AbstractFeedbackRouter(AbstractRandomRouter):
     """Draws a pool with a chance proportional to its room times exp(preference).
 
     For class c and pool p the score is preference_p + log(room), plus beside_prefill_c for the GPUs that run
-    a prefill. Room is the number of GPUs with a free slot (of slots in the solo group), and 1 for the
-    request's own GPU and for waiting: equal preferences choose among GPUs uniformly. All are in units of
-    log-odds.
+    a prefill, and plus wait_c + wait_prefill_queue (Q_p / n - sum q_p) / (1 + sum q_p) for waiting. Room is
+    the number of GPUs with a free slot (of slots in the solo group), and 1 for the request's own GPU and for
+    waiting: equal preferences choose among GPUs uniformly. All are in units of log-odds.
     """
 
     preference: Float[Any, "pools *batch"]
     beside_prefill: Float[Any, "classes *batch"]
+    wait: Float[Any, "classes *batch"]
+    wait_prefill_queue: Float[Any, "*batch"]
+    plan: PlannedQueue
 
     def weights(
         self, observation: Observation, request_class: Int[Array, "*batch"]
     ) -> Float[Array, "pools *batch"]:
         room = jnp.asarray(observation.available, jnp.float32)
+        excess = total(observation.per_gpu().prefill_queue) - self.plan.prefill_queue
         beside = of_class(self.beside_prefill, request_class)
-        added = [beside if pool is Pool.WITH_PREFILL else jnp.zeros_like(beside) for pool in self.pools]
+        waits = of_class(self.wait, request_class)
+        waits = waits + self.wait_prefill_queue * (excess * self.plan.per_queue)
+        extra = {Pool.WITH_PREFILL: beside, Pool.WAIT: waits}
+        added = [extra.get(pool, jnp.zeros_like(beside)) for pool in self.pools]
         scores = self.preference + jnp.stack(added) + jnp.log(jnp.maximum(room, 1.0))
         return exponentials(jnp.where(room > 0, scores, -jnp.inf))
 
@@ -279,7 +302,7 @@ def feedback(
     first = published.route_first if route_first is None else route_first
     return Policy(
         _gate(instance, plan, start, sharpness),
-        _router(instance, published, divided, start, sharpness),
+        _router(instance, plan, published, divided, start, sharpness),
         Partition(min(1.0, plan.mixed_share)) if divided else None,
         route_first=first,
         name=_name(start, divided, published.partition is not None, first, published.route_first),
@@ -322,14 +345,20 @@ def _gate(instance: Instance, plan: Plan, start: str, sharpness: float) -> Feedb
         log_queue=np.float64(1.0 if term == "log_queue" else 0.0),
         start=np.full(instance.n_classes, 2 * sharpness),
         start_prefills=zero,
+        start_decodes=zero,
         start_decode_queue=zero,
         start_idle=zero,
-        plan=PlanReference(plan.x, plan.q_prefill, np.asarray(plan.bid_prices) / largest),
+        plan=PlanReference(
+            prefills=plan.x,
+            per_decode=np.float64(1.0) / max(UNPLANNED, float(np.sum(plan.y_mixed) + np.sum(plan.y_solo))),
+            prefill_queue=plan.q_prefill,
+            bid_price=np.asarray(plan.bid_prices) / largest,
+        ),
     )
 
 
 def _router(
-    instance: Instance, published: Policy, divided: bool, start: str, sharpness: float
+    instance: Instance, plan: Plan, published: Policy, divided: bool, start: str, sharpness: float
 ) -> AbstractRandomRouter:
     none = np.zeros(instance.n_classes)
     if divided and isinstance(published.router, RandomisedRouter):
@@ -338,9 +367,12 @@ def _router(
         return GroupedFeedbackRouter(
             np.clip(np.log(np.maximum(solo, 1e-30) / np.maximum(mixed, 1e-30)), -20.0, 20.0), none
         )
+    planned = float(np.sum(plan.q_prefill))
+    queue = PlannedQueue(np.float64(planned), np.float64(1.0 / (1.0 + planned)))
     if divided:
-        return PartitionedFeedbackRouter(sharpness * np.asarray(_SOLO_FIRST), none)
-    return FeedbackRouter(router_preferences(start, sharpness), none)
+        preference = sharpness * np.asarray(_SOLO_FIRST)
+        return PartitionedFeedbackRouter(preference, none, none, np.float64(0.0), queue)
+    return FeedbackRouter(router_preferences(start, sharpness), none, none, np.float64(0.0), queue)
 
 
 def router_preferences(start: str, sharpness: float) -> Float[np.ndarray, " pools"]:
