@@ -24,10 +24,12 @@ from ._errors import InputError
 from ._gradient.base import AbstractGradient, Experiment, Objective
 from ._gradient.finite_difference import FiniteDifference
 from ._gradient.flow_balance import FREEDOM
+from ._gradient.score_function import ScoreFunction
 from ._instance import Instance
 from ._policy.base import Policy
 from ._policy.parameters import parameters
 from ._policy.policy_file import save_policy
+from ._policy.random_choice import is_random
 from ._statistics import Estimate
 from ._time_scale import slowest_time
 from ._versions import versions
@@ -41,16 +43,22 @@ TRAINING_GPUS, VALIDATION_GPUS = 50, 500
 LIFETIMES = 2.0
 """Warm-up, and time measured in a training run, in units of the slowest mean time in the system."""
 
-FINAL_LIFETIMES = 8.0
-"""Time measured for the final figure, likewise."""
+FINAL_LIFETIMES = (1.0, 8.0)
+"""Time measured for the final figure, likewise: at least, and at most."""
+
+GRADIENTS = ("score-function", "finite-difference")
+"""The gradients that are sized to the cluster when asked for by name."""
 
 DIRECTIONS = 16
-"""Of the default gradient."""
+"""Of finite differences, when sized to the cluster."""
 
-TRAINING_GPU_RUNS, TRAINING_EVENTS = 200, 1e7
-"""The default gradient: GPUs times replications in each run, and events in all its runs, about."""
+TRAINING_GPU_RUNS, TRAINING_EVENTS = 6_400, 1e7
+"""A gradient that is sized to the cluster: GPUs times runs, and events in all its runs, about."""
 
-STEPS, SUCCESSIVE_EVENTS = (48, 192), 1.3e6
+TRAINING_REPLICATIONS = (32, 512)
+"""Of the score function, when sized to the cluster: at least, and at most."""
+
+STEPS, STEP_EVENTS = (32, 192), 1.3e6
 """Steps at least and at most, and what they may cost: events one after another in all of them, about."""
 
 STAGES = 6
@@ -59,8 +67,12 @@ STAGES = 6
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 32
 """GPUs times replications in a check, about; and replications, at least."""
 
+CHECK_EVENTS, FINAL_SUCCESSION = 5e5, 8e5
+"""Events one after another in a replication of a check, and of the final figure, about: clusters with more
+are checked at a smaller size, and measured for less time in the end."""
+
 FINAL_EVENTS = 3e7
-"""Of each policy in the final figure, about."""
+"""Of each policy in the final figure, in all replications, about."""
 
 FINAL_REPLICATIONS = (4, 512)
 """At least, and at most."""
@@ -109,7 +121,7 @@ def tune(
     *,
     n_gpus: int,
     objective: str | Objective = "bundled",
-    gradient: AbstractGradient | None = None,
+    gradient: AbstractGradient | str | None = None,
     optimizer: optax.GradientTransformation | None = None,
     steps: int | None = None,
     trial_steps: int | None = None,
@@ -136,9 +148,11 @@ def tune(
     - `n_gpus`: GPUs of the cluster for which it is tuned.
     - `objective`: `"bundled"`, `"separate"` or a function of a `Result` that returns one number a
       replication.
-    - `gradient`, `optimizer`: how slopes are estimated and followed; simultaneous perturbation and Adam when
-      None. The optimiser works in units of `parameter_scales`.
-    - `steps`, `check_every`, `patience`: at most so many steps (48 to 192 when None, more where they are
+    - `gradient`: how slopes are estimated: one of `jaxq`'s gradients, or its name (`"score-function"`,
+      `"finite-difference"`) to have it sized to the cluster. None: the score function where the starts draw
+      at random from chances that they state, as `feedback` and `neural` do; else finite differences.
+    - `optimizer`: how slopes are followed; Adam when None. It works in units of `parameter_scales`.
+    - `steps`, `check_every`, `patience`: at most so many steps (32 to 192 when None, more where they are
       quick); how often the policy is valued on validation replications (every sixth of the steps when None);
       after how many checks without a better value a climb ends.
     - `key`: a whole number; the same key, the same result.
@@ -162,7 +176,7 @@ def tune(
     ascent = Ascent(
         training,
         validation,
-        gradient or _default_gradient(training),
+        _gradient(gradient, training, starts),
         optimizer or _default_optimizer(steps),
         validation_replications or max(VALIDATION_RUNS, _shared(VALIDATION_GPU_RUNS, validation.n_gpus)),
         check_every,
@@ -201,17 +215,26 @@ def _valued(
     )
 
 
-def _default_gradient(training: Experiment) -> FiniteDifference:
-    """Simultaneous perturbation, with more replications on smaller clusters and fewer on busier ones, but
-    enough to fit the weights of flow balance."""
-    allowed = min(TRAINING_GPU_RUNS / training.n_gpus, TRAINING_EVENTS / (2 * DIRECTIONS * _events(training)))
+def _gradient(
+    given: AbstractGradient | str | None, training: Experiment, starts: Sequence[Policy]
+) -> AbstractGradient:
+    """The gradient that is asked for; by name or None, with as many replications as fit the cluster."""
+    if isinstance(given, AbstractGradient):
+        return given
+    if given is not None and given not in GRADIENTS:
+        raise InputError(f"gradient: expected {' or '.join(GRADIENTS)}, got {given!r}")
+    drawn = all(is_random(start.gate) and is_random(start.router) for start in starts)
+    runs = min(TRAINING_GPU_RUNS / training.n_gpus, TRAINING_EVENTS / _events(training))
+    if given == "score-function" or (given is None and drawn):
+        return ScoreFunction(replications=int(np.clip(round(runs), *TRAINING_REPLICATIONS)))
+    # Enough to fit the weights of flow balance.
     least = 1 + math.ceil(2 * FREEDOM * training.instance.n_classes / DIRECTIONS)
-    return FiniteDifference(directions=DIRECTIONS, replications=max(least, round(allowed)))
+    return FiniteDifference(directions=DIRECTIONS, replications=max(least, round(runs / (2 * DIRECTIONS))))
 
 
 def _default_steps(training: Experiment) -> int:
     """More steps on small clusters, whose runs are quick."""
-    return int(np.clip(round(SUCCESSIVE_EVENTS / _events(training)), *STEPS))
+    return int(np.clip(round(STEP_EVENTS / _events(training)), *STEPS))
 
 
 def _default_optimizer(steps: int) -> optax.GradientTransformation:
@@ -258,11 +281,14 @@ def _experiments(
     training = Experiment(
         instance, min(n_gpus, TRAINING_GPUS), 2 * warmup, warmup, objective, engine, keys[0]
     )
-    validation = replace(training, n_gpus=min(n_gpus, VALIDATION_GPUS), key=keys[1])
+    quick = round(CHECK_EVENTS * training.n_gpus / _events(training))
+    checked = int(np.clip(quick, TRAINING_GPUS, VALIDATION_GPUS))
+    validation = replace(training, n_gpus=min(n_gpus, checked), key=keys[1])
+    whole = replace(training, n_gpus=n_gpus)
+    quick = FINAL_SUCCESSION / _events(whole) * whole.horizon - warmup
     final = replace(
-        training,
-        n_gpus=n_gpus,
-        horizon=warmup + FINAL_LIFETIMES * lifetime,
+        whole,
+        horizon=warmup + float(np.clip(quick / lifetime, *FINAL_LIFETIMES)) * lifetime,
         engine=ClusterEngine(Exact()),
         key=keys[2],
     )

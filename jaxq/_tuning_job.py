@@ -13,7 +13,7 @@ import numpy as np
 
 from ._ascent import Check
 from ._errors import InputError
-from ._gradient.base import AbstractGradient
+from ._gradient.base import AbstractGradient, Objective
 from ._instance import Instance
 from ._plan import upper_bound
 from ._policy import feedback, neural
@@ -89,18 +89,25 @@ def run_tuning_job(
     folder: Path,
     *,
     n_gpus: int,
-    objective: str,
-    gradient: AbstractGradient | None = None,
+    objective: str | Objective,
+    bound: float | None = None,
+    gradient: AbstractGradient | str | None = None,
     seed: int = 0,
 ) -> TuningJob:
     """Tune, value the presets on the same replications, and write `POLICY` and `SUMMARY` to a folder.
 
     An interrupted job goes on from `CHECKPOINT` in the folder, to the same result.
 
+    **Arguments:** as for `tune`; `bound`: what gaps are measured against; needed where the objective is a
+    function, else the optimum of its linear program.
+
     **Raises:** `InputError` as `tune`.
     """
     started = time.perf_counter()
-    bound = upper_bound(instance, objective)
+    if bound is None:
+        if not isinstance(objective, str):
+            raise InputError("bound: expected a number, since the objective is a function")
+        bound = upper_bound(instance, objective)
     tuned = tune(
         instance,
         starts,
@@ -135,7 +142,7 @@ class _Reporter:
             self.label, self.report = label, self.bars.start(label)
         self.report(step, steps)
         if check is not None:
-            gap, half_width = 1 - check.value / self.bound, check.half_width / self.bound
+            gap, half_width = _gap(check.value, self.bound), check.half_width / abs(self.bound)
             self.bars.note(f"{label}, step {step}: gap {100 * gap:.2f} ± {100 * half_width:.2f} %")
 
 
@@ -163,7 +170,7 @@ def _summary(
     """Everything that is reported."""
 
     def gap(estimate: Estimate) -> dict[str, Any]:
-        return estimate.affine(-1 / bound, 1.0).to_dict()
+        return estimate.affine(-1 / abs(bound), np.sign(bound)).to_dict()
 
     published = [name for name in presets if name != UNPUBLISHED]
     best = max(published, key=lambda name: presets[name].mean())
@@ -182,7 +189,7 @@ def _summary(
     ]
     return {
         "instance": instance_dict(tuned.final.instance),
-        "scheme": tuned.final.objective,
+        "scheme": tuned.training["objective"],
         "gpus": tuned.final.n_gpus,
         "training_gpus": tuned.training["training_gpus"],
         "policy_file": str(folder / POLICY),
@@ -202,4 +209,9 @@ def _summary(
 
 
 def _check_dict(check: Check, bound: float) -> dict[str, Any]:
-    return asdict(check) | {"gap": 1 - check.value / bound}
+    return asdict(check) | {"gap": _gap(check.value, bound)}
+
+
+def _gap(value: float, bound: float) -> float:
+    """How far a value is below the bound, in units of the bound's size."""
+    return (bound - value) / abs(bound)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,11 +21,8 @@ from .options import (
     whole_numbers,
 )
 
-if TYPE_CHECKING:
-    from .._gradient.base import AbstractGradient
-
-GRADIENTS = ("finite-difference", "score-function")
 OBJECTIVES = ("bundled", "separate")
+GRADIENTS = ("score-function", "finite-difference")
 
 Gpus = Annotated[str, typer.Option(metavar="N", help="GPUs of the cluster.")]
 Family = Annotated[
@@ -48,10 +45,17 @@ Revenue = Annotated[
     str | None,
     typer.Option(metavar="bundled|separate", help="Revenue to raise.", show_default="the file's scheme"),
 ]
-Gradient = Annotated[str, typer.Option(metavar="|".join(GRADIENTS), help="How slopes are estimated.")]
+Gradient = Annotated[
+    str | None,
+    typer.Option(
+        metavar="score-function|finite-difference",
+        help="How slopes are estimated.",
+        show_default="score-function where the policy draws at random",
+    ),
+]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Steps of the optimiser, at most.", show_default="48 to 192; 16 with --quick"),
+    typer.Option(help="Steps of the optimiser, at most.", show_default="32 to 192; 16 with --quick"),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="One start, few steps, wider intervals: within 90 s.")]
 OutFolder = Annotated[
@@ -71,7 +75,7 @@ def tune(
     policy: Family = "feedback",
     start: Start = None,
     objective: Revenue = None,
-    gradient: Gradient = GRADIENTS[0],
+    gradient: Gradient = None,
     steps: Steps = None,
     quick: Quick = False,
     seed: Seed = 0,
@@ -80,8 +84,8 @@ def tune(
 ) -> None:
     """Tune a policy by gradient, from published policies towards the best possible revenue.
 
-    Slopes come from paired simulations, the choice among policies from replications of their own, and the
-    final gap from the exact chain on replications that played no part in either. Takes some minutes on two
+    Slopes come from simulations, the choice among policies from replications of their own, and the final
+    gap from the exact chain on replications that played no part in either. Takes some minutes on two
     cores; with --quick about one. The policy file is accepted wherever a policy's name is.
 
     \b
@@ -98,7 +102,8 @@ def tune(
         raise InputError(f"--objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
     if steps is not None:
         whole_numbers(str(steps), "--steps")
-    check_gradient(gradient)
+    if gradient is not None and gradient not in GRADIENTS:
+        raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {gradient!r}")
     instance = read_instance(file)
     configure_jax()
     from .. import _tuning_job as job
@@ -122,28 +127,13 @@ def tune(
             folder,
             n_gpus=sizes[0],
             objective=objective or instance.pricing.scheme,
-            gradient=_gradient(gradient),
+            gradient=gradient,
             seed=seed,
         )
     if json:
         print_json(done.summary)
     else:
         _print(done.summary)
-
-
-def check_gradient(name: str) -> None:
-    """Refuse an unknown estimator."""
-    if name not in GRADIENTS:
-        raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {name!r}")
-
-
-def _gradient(name: str) -> AbstractGradient | None:
-    """The estimator that an option names; None: finite differences sized to the cluster, the default."""
-    if name == "finite-difference":
-        return None
-    from .._gradient.score_function import ScoreFunction
-
-    return ScoreFunction()
 
 
 def _print(summary: dict[str, Any]) -> None:
