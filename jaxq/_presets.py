@@ -17,7 +17,11 @@ from ._calibration import Coefficient
 from ._errors import InputError
 from ._hardware import IterationTime
 
-_IN_A_CHECKOUT = {"calibration": "calibration_data", "instances": "experiments/instances"}
+_IN_A_CHECKOUT = {
+    "calibration": "calibration_data",
+    "instances": "experiments/instances",
+    "policies": "experiments/policies",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,7 @@ def load_preset(name: str) -> Preset:
 
 
 def bundled_folder(kind: str) -> Traversable:
-    """The folder of files that come with jaxq: `"calibration"` or `"instances"`.
+    """The folder of files that come with jaxq: `"calibration"`, `"instances"` or `"policies"`.
 
     An installed wheel holds them inside the package, a checkout (also one installed as editable) beside it.
     """

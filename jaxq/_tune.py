@@ -30,6 +30,7 @@ from ._policy.base import Policy
 from ._policy.parameters import parameters
 from ._policy.policy_file import save_policy
 from ._policy.random_choice import is_random
+from ._race import Pick, Race
 from ._statistics import Estimate
 from ._time_scale import slowest_time
 from ._versions import versions
@@ -62,7 +63,11 @@ STEPS, STEP_EVENTS = (32, 192), 1.3e6
 """Steps at least and at most, and what they may cost: events one after another in all of them, about."""
 
 STAGES = 6
-"""A climb is checked so many times; before the first check all starts climb, after it the best alone."""
+"""A climb is checked so many times; before the first check several starts climb, after it the best alone."""
+
+SHARPER = (2.0, 4.0, 8.0)
+"""Log-odds of the winner are multiplied by these where that earns more; those of starts by the last, which
+all but makes the published policies of them."""
 
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 32
 """GPUs times replications in a check, about; and replications, at least."""
@@ -125,9 +130,11 @@ def tune(
     optimizer: optax.GradientTransformation | None = None,
     steps: int | None = None,
     trial_steps: int | None = None,
+    entrants: int = 3,
     finalists: int = 1,
     check_every: int | None = None,
     patience: int = 3,
+    sharper: Sequence[float] = SHARPER,
     key: int = 0,
     engine: ClusterEngine | None = None,
     validation_replications: int | None = None,
@@ -143,8 +150,9 @@ def tune(
 
     **Arguments:**
 
-    - `starts`: one policy, or several: each takes `trial_steps` steps (a sixth of all when None), and the
-      best `finalists` go on.
+    - `starts`: one policy, or several: the best `entrants`, as they are or with sharper choices, take
+      `trial_steps` steps (a sixth of all when None), and the best `finalists` of these go on. The best
+      policy met is kept.
     - `n_gpus`: GPUs of the cluster for which it is tuned.
     - `objective`: `"bundled"`, `"separate"` or a function of a `Result` that returns one number a
       replication.
@@ -155,6 +163,8 @@ def tune(
     - `steps`, `check_every`, `patience`: at most so many steps (32 to 192 when None, more where they are
       quick); how often the policy is valued on validation replications (every sixth of the steps when None);
       after how many checks without a better value a climb ends.
+    - `sharper`: factors by which all log-odds of the winner are multiplied, where that earns more; the last
+      one makes sharp starts of soft ones, and these are kept where they are the best.
     - `key`: a whole number; the same key, the same result.
     - `engine`: for training and validation; `Exact` when None, as the final figure always is.
     - `validation_replications`, `final_replications`: of a check, and of the final figure; chosen from the
@@ -172,7 +182,10 @@ def tune(
     steps = _default_steps(training) if steps is None else steps
     stage = max(1, steps // STAGES) if isinstance(steps, int) else steps
     trial_steps, check_every = trial_steps or stage, check_every or stage
-    _check(starts, steps, check_every, patience, trial_steps, finalists)
+    counts = {"steps": steps, "trial_steps": trial_steps, "check_every": check_every, "patience": patience}
+    counts |= {"entrants": entrants, "finalists": finalists}
+    _check(starts, counts)
+    sharper = tuple(float(factor) for factor in sharper)
     ascent = Ascent(
         training,
         validation,
@@ -183,22 +196,29 @@ def tune(
         patience,
     )
     climbs = [ascent.begin(start, f"{start.name} [{k + 1}/{len(starts)}]") for k, start in enumerate(starts)]
-    told = _told(ascent, starts, n_gpus, objective, steps, trial_steps, finalists, key)
+    told = _told(ascent, starts, n_gpus, objective, counts | {"sharper": list(sharper)}, key)
     store = None if checkpoint is None else Checkpoint(Path(checkpoint), told)
     if store is not None:
         store.load(climbs)
-    _race(ascent, climbs, steps, trial_steps, finalists, store, progress)
+
+    def report(climb: Climb) -> None:
+        last = climb.checks[-1] if climb.checks[-1].step == climb.step else None
+        if last is not None and store is not None:
+            store.save(climbs)
+        if progress is not None:
+            progress(climb.label, climb.step, steps, last)
+
+    best = Race(ascent, steps, trial_steps, entrants, finalists, sharper).run(climbs, report)
     count = final_replications or _final_replications(final)
-    return _valued(climbs, starts, final, count, told, begin)
+    return _valued(best, climbs, final, count, told, begin)
 
 
 def _valued(
-    climbs: list[Climb], starts: Sequence[Policy], final: Experiment, count: int, told: dict, begin: float
+    best: Pick, climbs: list[Climb], final: Experiment, count: int, told: dict[str, Any], begin: float
 ) -> Tuned:
-    """The best policy of all climbs, valued on replications that played no part in tuning."""
-    best = max(range(len(climbs)), key=lambda k: climbs[k].best_value)
-    policy, start = climbs[best].policy, starts[best]
-    policy = replace(policy, name=f"tuned {start.name}")
+    """The best policy met, valued on replications that played no part in tuning."""
+    start = climbs[best.start].start
+    policy = replace(best.policy, name=f"tuned {start.name}")
     before, after = final.values([start, policy], count)
     return Tuned(
         policy=policy,
@@ -210,7 +230,7 @@ def _valued(
         final_values=after,
         history=tuple(tuple(climb.checks) for climb in climbs),
         notes=tuple(note for climb in climbs for note in climb.notes),
-        training=told,
+        training=told | {"sharpened": best.factor},
         seconds=time.perf_counter() - begin,
     )
 
@@ -241,33 +261,6 @@ def _default_optimizer(steps: int) -> optax.GradientTransformation:
     """Adam, with steps that shrink along a cosine."""
     rate, left = LEARNING_RATE
     return optax.adam(optax.cosine_decay_schedule(rate, steps, left), b2=0.99)
-
-
-def _race(
-    ascent: Ascent,
-    climbs: list[Climb],
-    steps: int,
-    trial_steps: int,
-    finalists: int,
-    store: Checkpoint | None,
-    progress: Progress | None,
-) -> None:
-    """All climbs take `trial_steps`; the best `finalists` go on to `steps`."""
-
-    def report(climb: Climb) -> None:
-        last = climb.checks[-1] if climb.checks[-1].step == climb.step else None
-        if last is not None and store is not None:
-            store.save(climbs)
-        if progress is not None:
-            progress(climb.label, climb.step, steps, last)
-
-    if len(climbs) > finalists:
-        for climb in climbs:
-            ascent.climb(climb, min(trial_steps, steps), report)
-    # A finalist's best value only grows: an interrupted race has the same finalists when it goes on.
-    order = sorted(range(len(climbs)), key=lambda k: -climbs[k].best_value)
-    for k in order[:finalists] if len(climbs) > finalists else range(len(climbs)):
-        ascent.climb(climbs[k], steps, report)
 
 
 def _experiments(
@@ -317,9 +310,7 @@ def _told(
     starts: Sequence[Policy],
     n_gpus: int,
     objective: str | Objective,
-    steps: int,
-    trial_steps: int,
-    finalists: int,
+    choices: dict[str, Any],
     key: int,
 ) -> dict[str, Any]:
     """How a tuning is done, as JSON holds it: two that tell the same give the same result.
@@ -338,11 +329,7 @@ def _told(
         "gradient": str(ascent.gradient),
         "optimizer": _moves(ascent.optimizer),
         "engine": str(ascent.training.engine),
-        "steps": steps,
-        "trial_steps": trial_steps,
-        "finalists": finalists,
-        "check_every": ascent.check_every,
-        "patience": ascent.patience,
+        **choices,
         "validation_replications": ascent.replications,
         "seed": key,
         "versions": versions(),
@@ -359,9 +346,7 @@ def _moves(optimizer: optax.GradientTransformation) -> list[float]:
     return moves
 
 
-def _check(
-    starts: Sequence[Policy], steps: int, check_every: int, patience: int, trial_steps: int, finalists: int
-) -> None:
+def _check(starts: Sequence[Policy], counts: dict[str, Any]) -> None:
     """Refuse what cannot be tuned."""
     if not starts:
         raise InputError("starts: expected at least one policy")
@@ -371,13 +356,6 @@ def _check(
                 f"starts: {start.name!r} has no parameters (floating-point arrays); start from "
                 "jaxq.policies.feedback(instance), or give it some"
             )
-    numbers = {
-        "steps": steps,
-        "check_every": check_every,
-        "patience": patience,
-        "trial_steps": trial_steps,
-        "finalists": finalists,
-    }
-    for name, value in numbers.items():
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")

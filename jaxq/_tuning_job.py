@@ -46,7 +46,9 @@ class TuningEffort:
     final_replications: int | None = None
 
 
-FULL = TuningEffort(("gate_and_route", "prioritize_and_route", "price_and_pack"))
+FULL = TuningEffort(tuple(name for name in PRESETS if name != "sli_gate_and_route"))
+"""Without a partition, `sli_gate_and_route` is `gate_and_route`."""
+
 QUICK = TuningEffort(("price_and_pack",), steps=16, trial_steps=16, final_replications=128)
 
 

@@ -470,7 +470,7 @@ def test_refused_input_ends_a_process_with_2_and_one_line(workplace):
     assert err == "jaxq: missing.toml: no such file; expected the path of a TOML file\n"
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(workplace, signal_):
     process = start(["run", "--quick", "--out", "report"], workplace)
     try:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxq import _tuning_job
+from jaxq import _tune, _tuning_job
 
 from .test_cli import REFERENCE, SMALL, assert_refused, files_below, start
 
@@ -19,7 +19,9 @@ TUNE = ("tune", REFERENCE, "--quick", "--gpus", "2", "--start", "price_and_pack"
 
 @pytest.fixture
 def few_presets(monkeypatch):
-    """Two policies to compare with instead of eight, which all compile."""
+    """Two policies to compare with instead of eight, which all compile; and few replications."""
+    monkeypatch.setattr(_tune, "TRAINING_GPU_RUNS", 64)
+    monkeypatch.setattr(_tune, "VALIDATION_GPU_RUNS", 64)
     presets = {name: _tuning_job.PRESETS[name] for name in ("sarathi", "price_and_pack")}
     monkeypatch.setattr(_tuning_job, "PRESETS", presets)
 

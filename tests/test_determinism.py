@@ -80,7 +80,7 @@ def check_devices(devices: int) -> None:
     assert digests_on(devices) == device_digests()
 
 
-@pytest.mark.parametrize("kind", STEPPERS)
+@pytest.mark.parametrize("kind", ["exact", pytest.param("leap", marks=pytest.mark.slow)])
 def test_policies_that_run_together_give_the_bits_of_separate_runs(kind):
     """Three partitions and plans, in blocks that cut through the replications of one."""
     instance = oracles.reference_cluster().instance()
@@ -146,7 +146,9 @@ BUSY = oracles.one_class(arrival_rate=2.0, prefill_time=1.0, decode_time=0.5, pa
 """One GPU that someone always waits for: about 100 in the queue, so that it prefills all the time."""
 
 
-@pytest.mark.parametrize("stepper", [Exact(), Leap(0.1)], ids=["exact", "leap"])
+@pytest.mark.parametrize(
+    "stepper", [pytest.param(Exact(), marks=pytest.mark.slow, id="exact"), pytest.param(Leap(0.1), id="leap")]
+)
 def test_clock_does_not_drift_over_1e5_seconds(stepper):
     """The GPU is always busy, so its integral of prefills is a clock; arrivals are Poisson in every window.
 

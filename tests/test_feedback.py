@@ -35,7 +35,7 @@ def reference():
     return oracles.reference_cluster().instance()
 
 
-QUICK_STARTS = ("gate_and_route", "sli_gate_and_route", "sarathi", "price_and_pack")
+QUICK_STARTS = ("gate_and_route", "price_and_pack")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,10 @@ def test_structure_is_a_choice_of_its_own(start, partition):
     assert made.recipe is not None and dict(made.recipe.arguments)["start"] == start
 
 
-@pytest.mark.parametrize(("start", "partition"), [("gate_and_route", False), ("sarathi", True)])
+@pytest.mark.parametrize(
+    ("start", "partition"),
+    [("gate_and_route", False), pytest.param("sarathi", True, marks=pytest.mark.slow)],
+)
 def test_a_changed_structure_runs(start, partition):
     made = feedback(reference(), start=start, partition=partition)
     record = run(reference(), made, 10, horizon=30.0, warmup=5.0, replications=8, stepper=Leap())

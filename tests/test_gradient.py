@@ -71,7 +71,7 @@ def test_the_closed_form_is_the_derivative_of_erlangs_revenue():
     assert system.slope == pytest.approx(numeric, rel=1e-6)
 
 
-@pytest.mark.parametrize("directions", [None, 48])
+@pytest.mark.parametrize("directions", [pytest.param(None, marks=pytest.mark.slow), 48])
 def test_finite_differences_have_the_slope_of_erlangs_loss_system(directions):
     """The bias of a step of 0.5 is known too: the difference quotient of the closed form."""
     system = ThinnedLoss(0.4)

@@ -131,7 +131,7 @@ def test_bias_is_of_first_order_in_the_step():
 LEAP_CORNERS = ("M/M/2 then M/M/18", "prefill stage is M/M/M+M")
 
 
-@pytest.mark.parametrize("name", LEAP_CORNERS)
+@pytest.mark.parametrize("name", [LEAP_CORNERS[0], pytest.param(LEAP_CORNERS[1], marks=pytest.mark.slow)])
 def test_corner_is_a_classical_queue_at_a_small_step(name):
     """At a step of a fiftieth of a service time, within 3 % and the usual error."""
     corner = CORNERS[name]
@@ -179,6 +179,7 @@ def test_default_step_biases_revenue_by_less_than_a_fifth_of_a_percent(policy):
     check_default_step("a100_qwen8b_two_class.toml", policy, 10, measured=800.0, replications=128)
 
 
+@pytest.mark.slow
 def test_prefills_start_where_the_decisions_fell():
     """Where requests decode on their own GPU, spreading the starts of a step at random biases revenue by
     0.28 %. With control variates the interval is ten times narrower than that."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxq import InputError, policies
+from jaxq import InputError, load_instance, policies
+from jaxq._gradient.base import Experiment
+from jaxq._policy.shipped import shipped_policy
 from jaxq.policies import feedback, load_policy, neural, parameter_names, parameters, with_parameters
 
 from . import oracles
@@ -106,6 +109,18 @@ def test_a_file_for_another_instance_is_refused(tmp_path):
     policies.save_policy(feedback(reference()), path, reference())
     with pytest.raises(InputError, match="was tuned for another instance .*jaxq tune$"):
         load_policy(str(path), oracles.tiny_cluster().instance())
+
+
+def test_the_policy_that_ships_for_an_instance_earns_more_than_the_published_ones():
+    """At 20 GPUs, where it was not tuned; paired, five standard errors."""
+    file = Path(__file__).parents[1] / "experiments" / "instances" / "a100_qwen8b_two_class.toml"
+    instance = load_instance(file)
+    tuned = shipped_policy(instance)
+    assert tuned is not None and tuned.name.startswith("tuned ")
+    experiment = Experiment(instance, 20, 150.0, 50.0)
+    gain = experiment.value(tuned, 32) - experiment.value(policies.gate_immediate(instance), 32)
+    assert gain.mean() > 5 * gain.std(ddof=1) / np.sqrt(32)
+    assert shipped_policy(reference(arrival_rate=np.array([0.5, 0.6]))) is None
 
 
 @pytest.mark.parametrize(

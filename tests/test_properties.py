@@ -27,8 +27,8 @@ REPLICATIONS = 16
 WINDOWS = 5
 
 QUICK = {
-    "exact": ("sli_gate_and_route", "gate_fcfs", "price_and_pack"),
-    "leap": ("gate_and_route", "gate_fcfs", "gate_immediate"),
+    "exact": ("gate_fcfs", "price_and_pack"),
+    "leap": ("gate_and_route",),
 }
 CASES = [
     pytest.param(kind, policy, marks=() if policy in QUICK[kind] else pytest.mark.slow)

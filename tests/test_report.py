@@ -268,5 +268,9 @@ def test_the_command_writes_a_report_and_replaces_an_earlier_one(tmp_path, monke
         assert summary["report"] == "out/report/report.html" and Path(summary["report"]).is_file()
         assert json.loads(Path("out/report/run.json").read_text())["seed"] == seed
         assert summary["command"] == f"jaxq run --quick --seed {seed} --out out/report"
-        assert "[2/2] sarathi, n = 3: gap" in captured.err
+        assert "[2/3] sarathi, n = 3: gap" in captured.err
+        # The tuned policy that ships for the reference instance.
+        assert "[3/3] tuned, n = 3: gap" in captured.err and "What the tuned policy learned" in (
+            Path("out/report/report.html").read_text()
+        )
     assert [path.name for path in Path("out").iterdir()] == ["report"]

@@ -25,6 +25,7 @@ QUICK = dict(
     check_every=2,
     validation_replications=64,
     final_replications=256,
+    sharper=(),
 )
 
 
@@ -97,6 +98,25 @@ def test_the_best_of_several_starts_is_kept():
     assert len(found.history) == 2
 
 
+def test_choices_are_made_sharper_where_that_earns_more():
+    """Every start is worth having here: the best factor is the largest."""
+    system = ThinnedLoss(1.0)
+    given = QUICK | {"gradient": Adverse(0.0), "steps": 1, "sharper": (0.5, 4.0)}
+    found = tune(system.instance, system.policy, **given)
+    assert policies.parameters(found.policy)[system.index] == 4.0 and found.training["sharpened"] == 4.0
+    given["sharper"] = (0.25, 0.5)
+    found = tune(system.instance, system.policy, **given)
+    assert policies.parameters(found.policy)[system.index] == 1.0 and found.training["sharpened"] == 1.0
+
+
+def test_starts_that_promise_little_do_not_climb():
+    """Ranked by what they are worth as they are or sharper; all are checked once."""
+    systems = [ThinnedLoss(log_odds) for log_odds in (-3.0, 2.0, -1.0, 0.0)]
+    given = QUICK | {"gradient": Adverse(0.0), "entrants": 2, "finalists": 1, "trial_steps": 2, "steps": 4}
+    found = tune(systems[0].instance, [system.policy for system in systems], **given)
+    assert [checks[-1].step for checks in found.history] == [0, 4, 0, 2]
+
+
 class Interrupted(Exception):
     """Stands for a killed process."""
 
@@ -109,7 +129,9 @@ def interrupted_at(step):
     return progress
 
 
-@pytest.mark.parametrize("step", [0, 3, 4])
+@pytest.mark.parametrize(
+    "step", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_tuning_goes_on_to_the_same_bits(tuned, tmp_path, step):
     """Wherever it is interrupted, from the last check on."""
     system, whole = tuned

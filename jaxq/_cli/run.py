@@ -20,7 +20,9 @@ def run(
     tuned: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A policy file of `jaxq tune`, shown as one more line.", show_default="none"
+            metavar="FILE",
+            help="A policy file of `jaxq tune`, shown as one more line.",
+            show_default="the one that ships for the instance, if any",
         ),
     ] = None,
     out: Annotated[
@@ -35,8 +37,9 @@ def run(
     """Measure every policy on a cluster and write a report: the place to start.
 
     Computes the best possible revenue and its plan, simulates all eight policies on 20, 50, 200 and 500 GPUs,
-    compares them, and writes to DIR: report.html (open it in a browser), figures as SVG and PNG, results as
-    netCDF and CSV, and everything in run.json. Takes some minutes on two cores; with --quick about a minute.
+    compares them (and a tuned policy, where there is one), and writes to DIR: report.html (open it in a
+    browser), figures as SVG and PNG, results as netCDF and CSV, and everything in run.json. Takes minutes on
+    two cores; with --quick about one.
 
     \b
     Examples:
@@ -50,11 +53,12 @@ def run(
     from .. import _main_job as main_job
     from .._output import staged_folder
     from .._policy.load import load_policy
+    from .._policy.shipped import shipped_policy
     from .._progress import progress_bars
 
     effort = main_job.QUICK if quick else main_job.FULL
     policies, command = main_job.DEFAULT_POLICIES, _command(file, quick, tuned, out, seed)
-    extra = None if tuned is None else load_policy(str(tuned), instance)
+    extra = shipped_policy(instance) if tuned is None else load_policy(str(tuned), instance)
     count = len(policies) + (extra is not None)
     with staged_folder(out, main_job.MARKER) as folder:
         with progress_bars(count * len(effort.sizes)) as bars:
