@@ -69,7 +69,7 @@ SHARPER = (2.0, 4.0, 8.0)
 """Log-odds of the winner are multiplied by these where that earns more; those of starts by the last, which
 all but makes the published policies of them."""
 
-VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 32
+VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 64
 """GPUs times replications in a check, about; and replications, at least."""
 
 CHECK_EVENTS, FINAL_SUCCESSION = 5e5, 8e5
