@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,10 @@ GROUPS = {
 }
 
 
+TRANSFERS = (("reference", 20), ("reference", 200), ("reference", 500), ("overload", 50), ("azure_pair", 50))
+"""Where the neural policy is used as it is."""
+
+
 def penalised(penalty: float) -> Callable[[Result], Any]:
     """Bundled revenue less a price on the mean time per output token ([Lin26] eq. 47, 48)."""
 
@@ -102,6 +106,48 @@ def tuned(row: Row, folder: Path) -> dict[str, Any]:
     return done.summary
 
 
+def transferred(row: Row, folder: Path, name: str, n_gpus: int) -> dict[str, Any]:
+    """The policy of a row at another size or on another instance, in the form of a summary."""
+    import time
+
+    import jaxq
+    from jaxq import _tuning_job as job
+    from jaxq._plan import upper_bound
+    from jaxq._statistics import Estimate, paired_difference
+    from jaxq._tune import _experiments, _final_replications
+    from jaxq.policies import PRESETS, load_policy
+
+    began = time.perf_counter()
+    instance = jaxq.load_instance(ROOT / "experiments" / "instances" / f"{FILES[name]}.toml")
+    final = _experiments(instance, n_gpus, row.scheme, None, 0)[2]
+    count, bound = _final_replications(final), upper_bound(instance, row.scheme)
+    mine = final.value(load_policy(str(folder / row.label / job.POLICY), instance), count)
+    values = {preset: final.value(PRESETS[preset](instance), count) for preset in PRESETS}
+
+    def gap(of: Any) -> dict[str, Any]:
+        return Estimate.from_samples(of).affine(-1 / bound, 1.0).to_dict()
+
+    rows = {
+        preset: {
+            "policy": preset,
+            "gap": gap(value),
+            "tuned_less_policy": paired_difference(mine, value).to_dict(),
+        }
+        for preset, value in values.items()
+    }
+    best = max(
+        (preset for preset in values if preset != UNPUBLISHED), key=lambda preset: values[preset].mean()
+    )
+    return {
+        "bound": bound,
+        "gap": gap(mine),
+        "presets": list(rows.values()),
+        "best_published": rows[best],
+        UNPUBLISHED: rows[UNPUBLISHED],
+        "seconds": time.perf_counter() - began,
+    }
+
+
 def line(row: Row, found: dict[str, Any]) -> str:
     """The row, in Markdown: gaps and differences in % of the bound, with 95 % intervals."""
     share = 100 / abs(found["bound"])
@@ -142,6 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in GROUPS[group]:
             print(line(row, tuned(row, options.out)), flush=True)
             print(f"{row.label} done", file=sys.stderr)
+            for name, n_gpus in TRANSFERS if row.family == "neural" else ():
+                other = replace(row, instance=name, gpus=n_gpus)
+                print(line(other, transferred(row, options.out, name, n_gpus)), flush=True)
 
 
 if __name__ == "__main__":
