@@ -1,33 +1,32 @@
 """How much noise flow balance takes out of values and of their differences.
 
-Run it as `python -m benchmarks.flow_balance [INSTANCE.toml ...]`.
+Run it as `python -m benchmarks.flow_balance [--instances NAME,NAME]`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from jaxq._cli.environment import configure_jax
 
-REFERENCE = Path(__file__).parents[1] / "experiments" / "instances" / "a100_qwen8b_two_class.toml"
+from .instances import FILES, studied_instance
+
 STARTS = ("gate_and_route", "price_and_pack")
 N_GPUS, DIRECTIONS, REPLICATIONS = 50, 16, 32
 
 
-def row(file: Path, start: str) -> str:
+def row(name: str, start: str) -> str:
     """One line: by what factor variances within a direction, and of a value, fall."""
-    import jaxq
     from jaxq._engine.record import Record
     from jaxq._gradient.base import Experiment
     from jaxq._policy.feedback import starting_points
     from jaxq._policy.parameters import parameters, with_parameters
     from jaxq._time_scale import slowest_time
 
-    instance = jaxq.load_instance(file)
+    instance = studied_instance(name)
     (policy,) = starting_points(instance, start, partition=False)
     lifetime = slowest_time(instance)
     experiment = Experiment(instance, N_GPUS, 4 * lifetime, 2 * lifetime)
@@ -49,7 +48,7 @@ def row(file: Path, start: str) -> str:
     differences = (counted[0::2] - counted[1::2]) / 2
     within = _variance(differences) / _variance(found.half_differences().steadied())
     value = _variance(counted) / _variance(found.steadied_alone())
-    return f"| {instance.name} | {start} | {within:.1f} | {value:.1f} |"
+    return f"| {name} | {start} | {within:.1f} | {value:.1f} |"
 
 
 def _variance(values: np.ndarray) -> float:
@@ -60,13 +59,13 @@ def _variance(values: np.ndarray) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flow_balance", description=__doc__)
-    parser.add_argument("instances", nargs="*", type=Path, default=[REFERENCE])
+    parser.add_argument("--instances", default="reference", help=f"which, of {', '.join(FILES)}")
     options = parser.parse_args(arguments)
     configure_jax()
     print("| instance | start | differences: variance falls by a factor of | values |\n|---|---|---|---|")
-    for file in options.instances:
+    for name in options.instances.split(","):
         for start in STARTS:
-            print(row(file, start), flush=True)
+            print(row(name, start), flush=True)
 
 
 if __name__ == "__main__":

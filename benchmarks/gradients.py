@@ -19,11 +19,12 @@ import numpy as np
 
 from jaxq._cli.environment import configure_jax
 
+from .instances import ROOT, studied_instance
+
 if TYPE_CHECKING:
     from jaxq import Policy
     from jaxq._gradient.base import AbstractGradient, Experiment
 
-ROOT = Path(__file__).parents[1]
 COLOURS = {
     "score function": "#0072B2",
     "score function, twice the credit": "#56B4E9",
@@ -103,14 +104,13 @@ def tiny_system(seed: int) -> System:
     return System(f"tiny {seed}, n = {tiny.n_gpus}", _experiment(tiny.instance, tiny.n_gpus), policy, *found)
 
 
-def cluster_system(name: str, file: str, n_gpus: int, start: str) -> System:
+def cluster_system(name: str, n_gpus: int, start: str) -> System:
     """A cluster too large for that: central differences of many replications."""
-    import jaxq
     from jaxq._gradient.finite_difference import slopes_across
     from jaxq._policy.feedback import starting_points
     from jaxq.policies import parameter_names
 
-    instance = jaxq.load_instance(ROOT / "experiments" / "instances" / file)
+    instance = studied_instance(name)
     (policy,) = starting_points(instance, start, partition=False)
     experiment = _experiment(instance, n_gpus)
     names = parameter_names(policy)
@@ -208,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     systems = [
         loss_system(),
         tiny_system(11),
-        cluster_system("reference", "a100_qwen8b_two_class.toml", 10, "gate_and_route"),
-        cluster_system("overload", "overload.toml", 10, "price_and_pack"),
-        cluster_system("reference", "a100_qwen8b_two_class.toml", 50, "gate_and_route"),
+        cluster_system("reference", 10, "gate_and_route"),
+        cluster_system("overload", 10, "price_and_pack"),
+        cluster_system("reference", 50, "gate_and_route"),
     ]
     print("| system | parameter | slope | " + " | ".join(f"{name}: bias | noise" for name in COLOURS) + " |")
     print("|---" * (3 + 2 * len(COLOURS)) + "|")

@@ -20,17 +20,13 @@ import numpy as np
 
 from jaxq._cli.environment import configure_jax
 
+from .instances import ROOT, studied_instance
+
 if TYPE_CHECKING:
     from jaxq import Instance
     from jaxq._engine.record import Record
 
-ROOT = Path(__file__).parents[1]
-INSTANCES = {
-    "reference": "a100_qwen8b_two_class",
-    "overload": "overload",
-    "azure_pair": "azure_pair",
-    "dolly_eight": "dolly_eight",
-}
+INSTANCES = ("reference", "overload", "azure_pair", "dolly_eight")
 WARMUP = 100.0
 WINDOW = 50.0
 EXTRA = (
@@ -122,12 +118,11 @@ class Case:
     """One policy on one instance at one size; the exact run is made once and kept."""
 
     def __init__(self, name: str, policy: str, n_gpus: int, scale: float):
-        from jaxq._instance_file import load_instance
         from jaxq._plan import solve_plan
         from jaxq._policy.load import load_policy
 
         self.name, self.policy_name, self.n_gpus = name, policy, n_gpus
-        self.instance = load_instance(ROOT / "experiments" / "instances" / f"{INSTANCES[name]}.toml")
+        self.instance = studied_instance(name)
         self.policy = load_policy(policy, self.instance)
         self.optimum = solve_plan(self.instance, "bundled").revenue
         effort = (SHORT_EFFORTS if name == "dolly_eight" else EFFORTS)[n_gpus]

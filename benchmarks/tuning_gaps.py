@@ -16,17 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from jaxq._cli.environment import configure_jax
 
+from .instances import FILES, studied_instance
+
 if TYPE_CHECKING:
     from jaxq import Instance, Result
 
-ROOT = Path(__file__).parents[1]
-FILES = {
-    "reference": "a100_qwen8b_two_class",
-    "overload": "overload",
-    "azure_pair": "azure_pair",
-    "dolly_eight": "dolly_eight",
-    "h100_llama70b": "h100_llama70b",
-}
 UNPUBLISHED = "price_and_pack"
 
 
@@ -85,7 +79,6 @@ def plan_value(instance: Instance, penalty: float) -> float:
 
 def tuned(row: Row, folder: Path) -> dict[str, Any]:
     """The summary of a row, from its folder when it is there."""
-    import jaxq
     from jaxq import _tuning_job as job
     from jaxq._progress import progress_bars
 
@@ -93,7 +86,7 @@ def tuned(row: Row, folder: Path) -> dict[str, Any]:
     if (out / job.SUMMARY).exists():
         return json.loads((out / job.SUMMARY).read_text())
     out.mkdir(parents=True, exist_ok=True)
-    instance = jaxq.load_instance(ROOT / "experiments" / "instances" / f"{FILES[row.instance]}.toml")
+    instance = studied_instance(row.instance)
     names = job.FULL.starts if row.start is None else (row.start,)
     starts = job.starting_points(instance, row.family, names, partition=row.start is not None)
     objective, bound = row.scheme, None
@@ -110,7 +103,6 @@ def transferred(row: Row, folder: Path, name: str, n_gpus: int) -> dict[str, Any
     """The policy of a row at another size or on another instance, in the form of a summary."""
     import time
 
-    import jaxq
     from jaxq import _tuning_job as job
     from jaxq._plan import upper_bound
     from jaxq._statistics import Estimate, paired_difference
@@ -118,7 +110,7 @@ def transferred(row: Row, folder: Path, name: str, n_gpus: int) -> dict[str, Any
     from jaxq.policies import PRESETS, load_policy
 
     began = time.perf_counter()
-    instance = jaxq.load_instance(ROOT / "experiments" / "instances" / f"{FILES[name]}.toml")
+    instance = studied_instance(name)
     final = _experiments(instance, n_gpus, row.scheme, None, 0)[2]
     count, bound = _final_replications(final), upper_bound(instance, row.scheme)
     mine = final.value(load_policy(str(folder / row.label / job.POLICY), instance), count)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._pricing import Pricing as Pricing
     from ._result import Result as Result
     from ._result_file import load_result as load_result
+    from ._search import Search as Search
     from ._service_levels import ServiceLevels as ServiceLevels
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
@@ -73,6 +74,7 @@ _HOMES = {
     "_statistics": ("Estimate",),
     "_tiny.optimum": ("Optimum", "optimal_control"),
     "_tiny.policy_value": ("PolicyEvaluator", "policy_value"),
+    "_search": ("Search",),
     "_tune": ("Tuned", "tune"),
     "_workload": ("Workload",),
 }

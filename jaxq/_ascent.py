@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float32
 
-from ._gradient.base import AbstractGradient, Experiment
+from ._gradient.base import AbstractGradient, Experiment, Values
 from ._policy.base import Policy
 from ._policy.parameters import Vector, parameter_scales, parameters, with_parameters
+from ._search import SizedSearch
 from ._statistics import Estimate
 
 DIVERGED = 0.05
@@ -73,9 +74,7 @@ class Ascent:
     validation: Experiment
     gradient: AbstractGradient
     optimizer: optax.GradientTransformation
-    replications: int
-    check_every: int
-    patience: int
+    search: SizedSearch
 
     def begin(self, start: Policy, label: str) -> Climb:
         """A climb that has not moved."""
@@ -92,10 +91,10 @@ class Ascent:
         while climb.step < until and not climb.ended:
             climb.step += 1
             self.move(climb)
-            if climb.step % self.check_every == 0 or climb.step == until:
+            if climb.step % self.search.check_every == 0 or climb.step == until:
                 self.check(climb)
                 best = max(range(len(climb.checks)), key=lambda k: climb.checks[k].value)
-                climb.ended = len(climb.checks) - 1 - best >= self.patience
+                climb.ended = len(climb.checks) - 1 - best >= self.search.patience
             report(climb)
 
     def move(self, climb: Climb) -> None:
@@ -120,7 +119,7 @@ class Ascent:
     def check(self, climb: Climb) -> None:
         """Value the present policy, and keep it if it is the best; go back if it is far below."""
         policy = with_parameters(climb.start, climb.values)
-        estimate = Estimate.from_samples(self.validation.values([policy], self.replications)[0])
+        estimate = Estimate.from_samples(self.valued([policy])[0])
         found = Check(climb.step, float(estimate.mean), float(estimate.half_width))
         climb.checks.append(found)
         if found.value > climb.best_value:
@@ -129,6 +128,10 @@ class Ascent:
             limit = max(DIVERGED * abs(climb.best.value), 5 * found.half_width)
             if not found.value > climb.best.value - limit:
                 self.return_to_best(climb, f"the value fell to {found.value:g}")
+
+    def valued(self, policies: Sequence[Policy]) -> Values:
+        """The value of each policy in each validation replication."""
+        return self.validation.values(policies, self.search.validation_replications)
 
     def return_to_best(self, climb: Climb, reason: str) -> None:
         """Start again from the best policy met, and say why."""

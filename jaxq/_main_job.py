@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from ._compile_ahead import compiling_ahead
 from ._engine.cluster import ClusterEngine
 from ._figures import draw_figures, save_figures
 from ._instance import Instance
@@ -41,9 +41,6 @@ TUNED = "tuned"
 
 MARKER = "run.json"
 """The file that every output of the main job holds."""
-
-COMPILERS = 2
-"""Threads that compile ahead while earlier policies are simulated."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,8 @@ def run_main_job(
             times = {"horizon": effort.horizon, "warmup": effort.warmup}
             check_memory(engine, instance, policy, size.n_gpus, size.replications, **times)
     results: dict[tuple[str, int], Result] = {}
-    with _compiling_ahead(engine, instance, made, effort.sizes) as compiled:
+    jobs = {name: partial(_compile_all, engine, instance, made[name], effort.sizes) for name in made}
+    with compiling_ahead(jobs) as compiled:
         for name, policy in made.items():
             compiled[name].result()
             for size in effort.sizes:
@@ -167,24 +165,11 @@ def write_main_job(job: MainJob, folder: Path) -> None:
     write_json(job.summary, folder / MARKER)
 
 
-@contextmanager
-def _compiling_ahead(
-    engine: ClusterEngine, instance: Instance, policies: dict[str, Policy], sizes: Sequence[Size]
-) -> Iterator[dict[str, Future[None]]]:
-    """Compile each policy's programs in threads; a future a policy, done when all its sizes are compiled.
-
-    One policy's sizes stay in one thread: they often share a program, which must not be compiled twice.
-    """
-
-    def compile_all(policy: Policy) -> None:
-        for size in sizes:
-            engine.compile(instance, policy, size.n_gpus, size.replications)
-
-    pool = ThreadPoolExecutor(COMPILERS, thread_name_prefix="compile")
-    try:
-        yield {name: pool.submit(compile_all, policy) for name, policy in policies.items()}
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _compile_all(engine: ClusterEngine, instance: Instance, policy: Policy, sizes: Sequence[Size]) -> None:
+    """Compile the programs of all sizes, one after another: they often share a program, which must not be
+    compiled twice."""
+    for size in sizes:
+        engine.compile(instance, policy, size.n_gpus, size.replications)
 
 
 def _tuned_rows(policy: Policy | None) -> list[dict[str, str]]:

@@ -24,19 +24,15 @@ class Pick:
 
 @dataclass(frozen=True)
 class Race:
-    """The best `entrants` starts climb to `trial_steps`, and the best `finalists` of these to `steps`.
+    """Climbs of at most `steps` steps.
 
     Soft choices are good for slopes and cost a little value. So a start counts for what it is worth with its
-    log-odds multiplied by the last of `sharper`, where that is more; and the winner is tried with each of
-    these factors.
+    log-odds multiplied by the last of `Search.sharper`, where that is more; and the winner is tried with each
+    of these factors.
     """
 
     ascent: Ascent
     steps: int
-    trial_steps: int
-    entrants: int
-    finalists: int
-    sharper: tuple[float, ...]
 
     def run(self, climbs: list[Climb], report: Report) -> Pick:
         """Let them climb; the best policy met.
@@ -44,32 +40,34 @@ class Race:
         A climb's best value only grows, and starts are ranked by what they are worth at step 0: an
         interrupted race has the same entrants and finalists when it goes on.
         """
+        search = self.ascent.search
         sharp = [pick for k, climb in enumerate(climbs) for pick in self._sharper(k, climb.start, last=True)]
         entrants = range(len(climbs))
-        if len(climbs) > self.entrants:
+        if len(climbs) > search.entrants:
             for climb in climbs:
                 self.ascent.climb(climb, 0, report)
             worth = [climb.checks[0].value for climb in climbs]
             for pick in sharp:
                 worth[pick.start] = max(worth[pick.start], pick.value)
-            entrants = sorted(entrants, key=lambda k: -worth[k])[: self.entrants]
-        if len(entrants) > self.finalists:
+            entrants = sorted(entrants, key=lambda k: -worth[k])[: search.entrants]
+        if len(entrants) > search.finalists:
             for k in entrants:
-                self.ascent.climb(climbs[k], min(self.trial_steps, self.steps), report)
-        for k in sorted(entrants, key=lambda k: -climbs[k].best_value)[: self.finalists]:
+                self.ascent.climb(climbs[k], min(search.trial_steps, self.steps), report)
+        for k in sorted(entrants, key=lambda k: -climbs[k].best_value)[: search.finalists]:
             self.ascent.climb(climbs[k], self.steps, report)
         picks = [Pick(climb.policy, climb.best_value, k) for k, climb in enumerate(climbs)] + sharp
         best = max(picks, key=lambda pick: pick.value)
-        more = self._sharper(best.start, best.policy) if best.factor == 1.0 else []
-        return max([best, *more], key=lambda pick: pick.value)
+        soft = best.policy if best.factor == 1.0 else climbs[best.start].start
+        return max([best, *self._sharper(best.start, soft)], key=lambda pick: pick.value)
 
     def _sharper(self, start: int, policy: Policy, last: bool = False) -> list[Pick]:
         """A policy with its log-odds multiplied, valued on the validation replications."""
-        factors = self.sharper[-1:] if last else self.sharper
+        sharper = self.ascent.search.sharper
+        factors = sharper[-1:] if last else sharper
         made = [sharpened(policy, factor) for factor in factors]
         if not made:
             return []
-        values = self.ascent.validation.values(made, self.ascent.replications).mean(axis=1).tolist()
+        values = self.ascent.valued(made).mean(axis=1).tolist()
         tried = zip(made, values, factors, strict=True)
         return [Pick(policy, value, start, factor) for policy, value, factor in tried]
 

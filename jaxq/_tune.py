@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -31,6 +32,7 @@ from ._policy.parameters import parameters
 from ._policy.policy_file import save_policy
 from ._policy.random_choice import is_random
 from ._race import Pick, Race
+from ._search import Search
 from ._statistics import Estimate
 from ._time_scale import slowest_time
 from ._versions import versions
@@ -61,13 +63,6 @@ TRAINING_REPLICATIONS = (32, 512)
 
 STEPS, STEP_EVENTS = (32, 192), 1.3e6
 """Steps at least and at most, and what they may cost: events one after another in all of them, about."""
-
-STAGES = 6
-"""A climb is checked so many times; before the first check several starts climb, after it the best alone."""
-
-SHARPER = (2.0, 4.0, 8.0)
-"""Log-odds of the winner are multiplied by these where that earns more; those of starts by the last, which
-all but makes the published policies of them."""
 
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 64
 """GPUs times replications in a check, about; and replications, at least."""
@@ -129,16 +124,9 @@ def tune(
     gradient: AbstractGradient | str | None = None,
     optimizer: optax.GradientTransformation | None = None,
     steps: int | None = None,
-    trial_steps: int | None = None,
-    entrants: int = 3,
-    finalists: int = 1,
-    check_every: int | None = None,
-    patience: int = 3,
-    sharper: Sequence[float] = SHARPER,
     key: int = 0,
+    search: Search | None = None,
     engine: ClusterEngine | None = None,
-    validation_replications: int | None = None,
-    final_replications: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
@@ -150,9 +138,7 @@ def tune(
 
     **Arguments:**
 
-    - `starts`: one policy, or several: the best `entrants`, as they are or with sharper choices, take
-      `trial_steps` steps (a sixth of all when None), and the best `finalists` of these go on. The best
-      policy met is kept.
+    - `starts`: one policy, or several, of which the best go on.
     - `n_gpus`: GPUs of the cluster for which it is tuned.
     - `objective`: `"bundled"`, `"separate"` or a function of a `Result` that returns one number a
       replication.
@@ -160,15 +146,10 @@ def tune(
       `"finite-difference"`) to have it sized to the cluster. None: the score function where the starts draw
       at random from chances that they state, as `feedback` and `neural` do; else finite differences.
     - `optimizer`: how slopes are followed; Adam when None. It works in units of `parameter_scales`.
-    - `steps`, `check_every`, `patience`: at most so many steps (32 to 192 when None, more where they are
-      quick); how often the policy is valued on validation replications (every sixth of the steps when None);
-      after how many checks without a better value a climb ends.
-    - `sharper`: factors by which all log-odds of the winner are multiplied, where that earns more; the last
-      one makes sharp starts of soft ones, and these are kept where they are the best.
+    - `steps`: at most so many; 32 to 192 when None, more where they are quick.
     - `key`: a whole number; the same key, the same result.
+    - `search`: how many starts climb, how often they are checked, when they end.
     - `engine`: for training and validation; `Exact` when None, as the final figure always is.
-    - `validation_replications`, `final_replications`: of a check, and of the final figure; chosen from the
-      size of the cluster when None.
     - `checkpoint`: a file that is written after every check, and from which an interrupted tuning goes on to
       the same result, bit for bit.
     - `progress`: called with (start, step, steps, the check just made or None).
@@ -180,46 +161,46 @@ def tune(
     begin = time.perf_counter()
     training, validation, final = _experiments(instance, n_gpus, objective, engine, key)
     steps = _default_steps(training) if steps is None else steps
-    stage = max(1, steps // STAGES) if isinstance(steps, int) else steps
-    trial_steps, check_every = trial_steps or stage, check_every or stage
-    counts = {"steps": steps, "trial_steps": trial_steps, "check_every": check_every, "patience": patience}
-    counts |= {"entrants": entrants, "finalists": finalists}
-    _check(starts, counts)
-    sharper = tuple(float(factor) for factor in sharper)
-    ascent = Ascent(
-        training,
-        validation,
-        _gradient(gradient, training, starts),
-        optimizer or _default_optimizer(steps),
-        validation_replications or max(VALIDATION_RUNS, _shared(VALIDATION_GPU_RUNS, validation.n_gpus)),
-        check_every,
-        patience,
-    )
+    _check(starts, steps)
+    search = (search or Search()).sized(steps, _check_replications(validation), _final_replications(final))
+    gradient, optimizer = _gradient(gradient, training, starts), optimizer or _default_optimizer(steps)
+    ascent = Ascent(training, validation, gradient, optimizer, search)
+    told = _told(ascent, starts, n_gpus, steps, key)
     climbs = [ascent.begin(start, f"{start.name} [{k + 1}/{len(starts)}]") for k, start in enumerate(starts)]
-    told = _told(ascent, starts, n_gpus, objective, counts | {"sharper": list(sharper)}, key)
     store = None if checkpoint is None else Checkpoint(Path(checkpoint), told)
-    if store is not None:
-        store.load(climbs)
+    report = _Reporter(climbs, steps, store, progress)
+    report.restore()
+    best = Race(ascent, steps).run(climbs, report)
+    return _valued(best, climbs, final, told, begin)
 
-    def report(climb: Climb) -> None:
+
+@dataclass(frozen=True)
+class _Reporter:
+    """Keeps all climbs in a file after every check of one, and tells how it stands."""
+
+    climbs: list[Climb]
+    steps: int
+    store: Checkpoint | None
+    progress: Progress | None
+
+    def restore(self) -> None:
+        """Bring the climbs to where the file left them."""
+        if self.store is not None:
+            self.store.load(self.climbs)
+
+    def __call__(self, climb: Climb) -> None:
         last = climb.checks[-1] if climb.checks[-1].step == climb.step else None
-        if last is not None and store is not None:
-            store.save(climbs)
-        if progress is not None:
-            progress(climb.label, climb.step, steps, last)
-
-    best = Race(ascent, steps, trial_steps, entrants, finalists, sharper).run(climbs, report)
-    count = final_replications or _final_replications(final)
-    return _valued(best, climbs, final, count, told, begin)
+        if last is not None and self.store is not None:
+            self.store.save(self.climbs)
+        if self.progress is not None:
+            self.progress(climb.label, climb.step, self.steps, last)
 
 
-def _valued(
-    best: Pick, climbs: list[Climb], final: Experiment, count: int, told: dict[str, Any], begin: float
-) -> Tuned:
+def _valued(best: Pick, climbs: list[Climb], final: Experiment, told: dict[str, Any], begin: float) -> Tuned:
     """The best policy met, valued on replications that played no part in tuning."""
     start = climbs[best.start].start
     policy = replace(best.policy, name=f"tuned {start.name}")
-    before, after = final.values([start, policy], count)
+    before, after = final.values([start, policy], told["search"]["final_replications"])
     return Tuned(
         policy=policy,
         start=start,
@@ -274,23 +255,23 @@ def _experiments(
     training = Experiment(
         instance, min(n_gpus, TRAINING_GPUS), 2 * warmup, warmup, objective, engine, keys[0]
     )
-    quick = round(CHECK_EVENTS * training.n_gpus / _events(training))
-    checked = int(np.clip(quick, TRAINING_GPUS, VALIDATION_GPUS))
+    affordable = round(CHECK_EVENTS * training.n_gpus / _events(training))
+    checked = int(np.clip(affordable, TRAINING_GPUS, VALIDATION_GPUS))
     validation = replace(training, n_gpus=min(n_gpus, checked), key=keys[1])
     whole = replace(training, n_gpus=n_gpus)
-    quick = FINAL_SUCCESSION / _events(whole) * whole.horizon - warmup
+    affordable = FINAL_SUCCESSION / _events(whole) * whole.horizon - warmup
     final = replace(
         whole,
-        horizon=warmup + float(np.clip(quick / lifetime, *FINAL_LIFETIMES)) * lifetime,
+        horizon=warmup + float(np.clip(affordable / lifetime, *FINAL_LIFETIMES)) * lifetime,
         engine=ClusterEngine(Exact()),
         key=keys[2],
     )
     return training, validation, final
 
 
-def _shared(gpu_runs: int, n_gpus: int) -> int:
-    """Replications of clusters of so many GPUs, a multiple of 8."""
-    return 8 * max(1, round(gpu_runs / (8 * n_gpus)))
+def _check_replications(validation: Experiment) -> int:
+    """A multiple of 8, more on smaller clusters."""
+    return max(VALIDATION_RUNS, 8 * max(1, round(VALIDATION_GPU_RUNS / (8 * validation.n_gpus))))
 
 
 def _final_replications(final: Experiment) -> int:
@@ -305,18 +286,12 @@ def _events(experiment: Experiment) -> float:
     return 4 * rate * experiment.horizon
 
 
-def _told(
-    ascent: Ascent,
-    starts: Sequence[Policy],
-    n_gpus: int,
-    objective: str | Objective,
-    choices: dict[str, Any],
-    key: int,
-) -> dict[str, Any]:
+def _told(ascent: Ascent, starts: Sequence[Policy], n_gpus: int, steps: int, key: int) -> dict[str, Any]:
     """How a tuning is done, as JSON holds it: two that tell the same give the same result.
 
     A function as objective is told by its name alone: what it computes cannot be compared.
     """
+    objective = ascent.training.objective
     name = objective if isinstance(objective, str) else getattr(objective, "__qualname__", "a function")
     return {
         "instance": ascent.training.instance.fingerprint(),
@@ -329,8 +304,8 @@ def _told(
         "gradient": str(ascent.gradient),
         "optimizer": _moves(ascent.optimizer),
         "engine": str(ascent.training.engine),
-        **choices,
-        "validation_replications": ascent.replications,
+        "steps": steps,
+        "search": dataclasses.asdict(ascent.search) | {"sharper": list(ascent.search.sharper)},
         "seed": key,
         "versions": versions(),
     }
@@ -346,7 +321,7 @@ def _moves(optimizer: optax.GradientTransformation) -> list[float]:
     return moves
 
 
-def _check(starts: Sequence[Policy], counts: dict[str, Any]) -> None:
+def _check(starts: Sequence[Policy], steps: int) -> None:
     """Refuse what cannot be tuned."""
     if not starts:
         raise InputError("starts: expected at least one policy")
@@ -356,6 +331,5 @@ def _check(starts: Sequence[Policy], counts: dict[str, Any]) -> None:
                 f"starts: {start.name!r} has no parameters (floating-point arrays); start from "
                 "jaxq.policies.feedback(instance), or give it some"
             )
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps: expected a whole number of at least 1, got {steps!r}")

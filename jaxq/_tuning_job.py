@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ._ascent import Check
+from ._compile_ahead import compiling_ahead
 from ._errors import InputError
 from ._gradient.base import AbstractGradient, Objective
 from ._instance import Instance
@@ -21,6 +22,7 @@ from ._policy.base import Policy
 from ._policy.load import load_policy
 from ._policy.presets import PRESETS
 from ._progress import ProgressBars
+from ._search import Search
 from ._statistics import Estimate, paired_difference
 from ._summary import environment_dict, instance_dict, write_json
 from ._tune import Tuned, tune
@@ -32,9 +34,6 @@ UNPUBLISHED = "price_and_pack"
 
 CHECKPOINT, POLICY, SUMMARY = "checkpoint.npz", "policy.json", "tune.json"
 
-COMPILERS = 2
-"""Threads that compile ahead while earlier policies are simulated."""
-
 
 @dataclass(frozen=True)
 class TuningEffort:
@@ -42,14 +41,13 @@ class TuningEffort:
 
     starts: tuple[str, ...]
     steps: int | None = None
-    trial_steps: int | None = None
-    final_replications: int | None = None
+    search: Search | None = None
 
 
 FULL = TuningEffort(tuple(name for name in PRESETS if name != "sli_gate_and_route"))
 """Without a partition, `sli_gate_and_route` is `gate_and_route`."""
 
-QUICK = TuningEffort(("price_and_pack",), steps=16, trial_steps=16, final_replications=128)
+QUICK = TuningEffort(("price_and_pack",), steps=16, search=Search(final_replications=128))
 
 
 def starting_points(
@@ -117,8 +115,7 @@ def run_tuning_job(
         objective=objective,
         gradient=gradient,
         steps=effort.steps,
-        trial_steps=effort.trial_steps,
-        final_replications=effort.final_replications,
+        search=effort.search,
         key=seed,
         checkpoint=folder / CHECKPOINT,
         progress=_Reporter(bars, bound),
@@ -154,13 +151,13 @@ def _preset_values(tuned: Tuned, bars: ProgressBars) -> dict[str, np.ndarray]:
     report = bars.start("presets")
     made = {name: PRESETS[name](final.instance) for name in PRESETS}
     values = {}
-    with ThreadPoolExecutor(COMPILERS) as pool:
-        ready = {
-            name: pool.submit(final.engine.compile, final.instance, policy, final.n_gpus, count)
-            for name, policy in made.items()
-        }
+    jobs = {
+        name: partial(final.engine.compile, final.instance, policy, final.n_gpus, count)
+        for name, policy in made.items()
+    }
+    with compiling_ahead(jobs) as compiled:
         for k, (name, policy) in enumerate(made.items()):
-            ready[name].result()
+            compiled[name].result()
             values[name] = final.value(policy, count)
             report(k + 1, len(made))
     return values

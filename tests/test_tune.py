@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import numpy as np
 import optax
 import pytest
 
-from jaxq import InputError, policies
+from jaxq import InputError, Search, policies
 from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.steppers import Exact
 from jaxq._gradient.base import AbstractGradient, GradientEstimate
@@ -22,11 +24,13 @@ QUICK = dict(
     engine=ClusterEngine(Exact()),
     optimizer=optax.adam(1.0, b2=0.99),
     steps=6,
-    check_every=2,
-    validation_replications=64,
-    final_replications=256,
-    sharper=(),
+    search=Search(check_every=2, validation_replications=64, final_replications=256, sharper=()),
 )
+
+
+def searching(**changes):
+    """`QUICK`'s search with changes."""
+    return dataclasses.replace(QUICK["search"], **changes)
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +105,9 @@ def test_the_best_of_several_starts_is_kept():
 def test_choices_are_made_sharper_where_that_earns_more():
     """Every start is worth having here: the best factor is the largest."""
     system = ThinnedLoss(1.0)
-    given = QUICK | {"gradient": Adverse(0.0), "steps": 1, "sharper": (0.5, 4.0)}
+    given = QUICK | {"gradient": Adverse(0.0), "steps": 1, "search": searching(sharper=(0.5, 4.0))}
     found = tune(system.instance, system.policy, **given)
     assert policies.parameters(found.policy)[system.index] == 4.0 and found.training["sharpened"] == 4.0
-    given["sharper"] = (0.25, 0.5)
-    found = tune(system.instance, system.policy, **given)
-    assert policies.parameters(found.policy)[system.index] == 1.0 and found.training["sharpened"] == 1.0
-
-
-def test_starts_that_promise_little_do_not_climb():
-    """Ranked by what they are worth as they are or sharper; all are checked once."""
-    systems = [ThinnedLoss(log_odds) for log_odds in (-3.0, 2.0, -1.0, 0.0)]
-    given = QUICK | {"gradient": Adverse(0.0), "entrants": 2, "finalists": 1, "trial_steps": 2, "steps": 4}
-    found = tune(systems[0].instance, [system.policy for system in systems], **given)
-    assert [checks[-1].step for checks in found.history] == [0, 4, 0, 2]
 
 
 class Interrupted(Exception):
@@ -182,6 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damage):
     [
         ({"steps": 3}, "steps was 2, is 3"),
         ({"key": 1}, "seed was 0, is 1"),
+        ({"search": searching(patience=5)}, "search was .*, is "),
         ({"gradient": Adverse(1.0)}, "gradient was .*, is "),
         ({"optimizer": optax.adam(0.5)}, "optimizer was .*, is "),
     ],
@@ -199,9 +193,7 @@ def test_of_many_starts_the_best_go_on():
         systems[0].instance,
         [system.policy for system in systems],
         gradient=Adverse(0.0),
-        trial_steps=2,
-        finalists=2,
-        **(QUICK | dict(steps=4)),
+        **(QUICK | dict(steps=4, search=searching(trial_steps=2, finalists=2))),
     )
     assert [[check.step for check in checks] for checks in found.history] == [[0, 2], [0, 2, 4], [0, 2, 4]]
 
@@ -238,8 +230,6 @@ def test_the_slowest_time_is_that_of_a_decode_beside_a_prefill():
         ([], {}, "^starts: expected at least one policy$"),
         ("sarathi", {}, "^starts: 'sarathi' has no parameters"),
         ("gate_and_route", {"steps": 0}, "^steps: expected a whole number of at least 1, got 0$"),
-        ("gate_and_route", {"finalists": 0}, "^finalists: expected a whole number of at least 1, got 0$"),
-        ("gate_and_route", {"patience": -1}, "^patience: expected a whole number of at least 1, got -1$"),
         (
             "gate_and_route",
             {"objective": "profit"},
@@ -253,3 +243,18 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(starts, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         tune(instance, policy, **(QUICK | changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finalists": 0}, "^finalists: expected a whole number of at least 1, got 0$"),
+        ({"trial_steps": 0}, "^trial_steps: expected a whole number of at least 1, got 0$"),
+        ({"patience": -1}, "^patience: expected a whole number of at least 1, got -1$"),
+        ({"sharper": (2.0, 0.0)}, "^sharper: expected positive numbers, got 0$"),
+        ({"sharper": (float("nan"),)}, "^sharper: expected positive numbers, got nan$"),
+    ],
+)
+def test_a_search_that_is_none_is_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=message):
+        Search(**changes)

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 
 STEPPERS = ("exact", "leap")
 
+Stepper = Annotated[
+    str,
+    typer.Option(
+        metavar="exact|leap", help="exact: the exact law. leap: time steps, quicker when n is large."
+    ),
+]
+
 
 def simulate(
     file: InstanceFile,
@@ -48,12 +55,7 @@ def simulate(
     replications: Annotated[int, typer.Option(help="Independent replications.")] = 64,
     horizon: Annotated[float, typer.Option(help="Simulated seconds, from an empty cluster.")] = 1500.0,
     warmup: Annotated[float, typer.Option(help="Seconds of them that are discarded.")] = 300.0,
-    stepper: Annotated[
-        str,
-        typer.Option(
-            metavar="exact|leap", help="exact: the exact law. leap: time steps, quicker when n is large."
-        ),
-    ] = "exact",
+    stepper: Stepper = "exact",
     dt: Annotated[
         float | None, typer.Option(help="Step of leap, s.", show_default="chosen from the instance's rates")
     ] = None,

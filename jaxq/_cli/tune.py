@@ -22,7 +22,6 @@ from .options import (
 )
 
 OBJECTIVES = ("bundled", "separate")
-GRADIENTS = ("score-function", "finite-difference")
 
 Gpus = Annotated[str, typer.Option(metavar="N", help="GPUs of the cluster.")]
 Family = Annotated[
@@ -102,14 +101,15 @@ def tune(
         raise InputError(f"--objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
     if steps is not None:
         whole_numbers(str(steps), "--steps")
-    if gradient is not None and gradient not in GRADIENTS:
-        raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {gradient!r}")
     instance = read_instance(file)
     configure_jax()
     from .. import _tuning_job as job
     from .._output import writable_folder
     from .._progress import progress_bars
+    from .._tune import GRADIENTS
 
+    if gradient is not None and gradient not in GRADIENTS:
+        raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {gradient!r}")
     effort = job.QUICK if quick else job.FULL
     if steps is not None:
         effort = dataclasses.replace(effort, steps=steps)
