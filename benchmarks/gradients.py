@@ -185,17 +185,17 @@ def draw(results: dict[str, dict[str, Measured]], path: Path) -> None:
     """Root mean square error of one second, by system and estimator."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for k, estimator in enumerate(COLOURS):
+    for (estimator, colour), marker in zip(COLOURS.items(), "osD", strict=True):
         errors = [measured[estimator].error for measured in results.values()]
-        places = np.arange(len(results)) + 0.25 * (k - 1)
-        axes.barh(places, errors, 0.23, label=estimator, color=COLOURS[estimator])
-    axes.set_yticks(range(len(results)), list(results))
-    axes.invert_yaxis()
+        axes.plot(errors, range(len(results)), marker, color=colour, label=estimator)
+    axes.set_yticks(range(len(results)), [label.replace("0, ", "0,\n") for label in results])
+    axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xscale("log")
-    axes.set_xlabel("error of a slope from one second of compute, % of the value")
-    axes.legend(frameon=False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_xlabel("error from one second of compute, % of the value")
+    figure.legend(loc="outside upper center", frameon=False)
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
