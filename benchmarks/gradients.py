@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "score function": "#0072B2",
     "score function, twice the credit": "#56B4E9",
+    "pathwise": "#009E73",
     "simultaneous perturbation": "#D55E00",
 }
 """The estimators, and how they are drawn."""
@@ -150,12 +151,12 @@ def estimators(system: System) -> dict[str, AbstractGradient]:
     from jaxq._time_scale import slowest_time
     from jaxq._tune import _gradient
 
-    score, difference = (
+    score, pathwise, difference = (
         _gradient(name, system.experiment, [system.policy])
-        for name in ("score-function", "finite-difference")
+        for name in ("score-function", "pathwise", "finite-difference")
     )
     patient = dataclasses.replace(score, credit=2 * slowest_time(system.experiment.instance))
-    return dict(zip(COLOURS, (score, patient, difference), strict=True))
+    return dict(zip(COLOURS, (score, patient, pathwise, difference), strict=True))
 
 
 def measure(system: System, gradient: AbstractGradient) -> Measured:
@@ -187,7 +188,7 @@ def draw(results: dict[str, dict[str, Measured]], path: Path) -> None:
 
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for (estimator, colour), marker in zip(COLOURS.items(), "osD", strict=True):
+    for (estimator, colour), marker in zip(COLOURS.items(), "os^D", strict=True):
         errors = [measured[estimator].error for measured in results.values()]
         axes.plot(errors, range(len(results)), marker, color=colour, label=estimator)
     axes.set_yticks(range(len(results)), [label.replace("0, ", "0,\n") for label in results])

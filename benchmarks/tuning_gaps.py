@@ -49,7 +49,7 @@ GROUPS = {
     "default": [Row(name, n) for name in FILES for n in (30, 200)],
     "small": [Row(name, n) for name in ("reference", "overload") for n in (5, 10)],
     "separate": [Row(name, n, "separate") for name in ("reference", "overload") for n in (50, 200)],
-    "penalised": [Row("reference", 50, penalty=penalty) for penalty in (1839.0, 80_000.0)],
+    "penalised": [Row("reference", 50, penalty=penalty) for penalty in (1839.0, 80_000.0, 93_000.0)],
     "neural": [Row("reference", 50, family="neural")],
 }
 

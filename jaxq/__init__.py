@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._errors import PlanError as PlanError
     from ._errors import SimulationError as SimulationError
     from ._gradient.finite_difference import FiniteDifference as FiniteDifference
+    from ._gradient.pathwise import Pathwise as Pathwise
     from ._gradient.score_function import ScoreFunction as ScoreFunction
     from ._hardware import IterationTime as IterationTime
     from ._instance import Instance as Instance
@@ -60,6 +61,7 @@ _HOMES = {
     "_engine.steppers": ("Exact", "Leap"),
     "_errors": ("InputError", "PlanError", "SimulationError"),
     "_gradient.finite_difference": ("FiniteDifference",),
+    "_gradient.pathwise": ("Pathwise",),
     "_gradient.score_function": ("ScoreFunction",),
     "_hardware": ("IterationTime",),
     "_instance": ("Instance",),

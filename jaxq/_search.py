@@ -11,7 +11,7 @@ from ._errors import InputError
 STAGES = 6
 """A climb is checked so many times; before the first check several starts climb, after it the best alone."""
 
-SHARPER = (2.0, 4.0, 8.0)
+SHARPER = (2.0, 4.0, 8.0, 32.0, 256.0)
 """The default factors, see `Search`: the last all but makes the published policies of soft starts."""
 
 _WHOLE = (

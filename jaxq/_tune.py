@@ -25,6 +25,7 @@ from ._errors import InputError
 from ._gradient.base import AbstractGradient, Experiment, Objective
 from ._gradient.finite_difference import FiniteDifference
 from ._gradient.flow_balance import FREEDOM
+from ._gradient.pathwise import Pathwise
 from ._gradient.score_function import ScoreFunction
 from ._instance import Instance
 from ._policy.base import Policy
@@ -49,7 +50,7 @@ LIFETIMES = 2.0
 FINAL_LIFETIMES = (1.0, 8.0)
 """Time measured for the final figure, likewise: at least, and at most."""
 
-GRADIENTS = ("score-function", "finite-difference")
+GRADIENTS = ("score-function", "pathwise", "finite-difference")
 """The gradients that are sized to the cluster when asked for by name."""
 
 DIRECTIONS = 16
@@ -60,6 +61,9 @@ TRAINING_GPU_RUNS, TRAINING_EVENTS = 6_400, 1e7
 
 TRAINING_REPLICATIONS = (32, 512)
 """Of the score function, when sized to the cluster: at least, and at most."""
+
+PATHWISE_COST = 8
+"""Score-function replications that take as long as one of the pathwise gradient, about."""
 
 STEPS, STEP_EVENTS = (32, 192), 1.3e6
 """Steps at least and at most, and what they may cost: events one after another in all of them, about."""
@@ -143,8 +147,9 @@ def tune(
     - `objective`: `"bundled"`, `"separate"` or a function of a `Result` that returns one number a
       replication.
     - `gradient`: how slopes are estimated: one of `jaxq`'s gradients, or its name (`"score-function"`,
-      `"finite-difference"`) to have it sized to the cluster. None: the score function where the starts draw
-      at random from chances that they state, as `feedback` and `neural` do; else finite differences.
+      `"pathwise"`, `"finite-difference"`) to have it sized to the cluster. None: the score function where
+      the starts draw at random from chances that they state, as `feedback` and `neural` do; else finite
+      differences.
     - `optimizer`: how slopes are followed; Adam when None. It works in units of `parameter_scales`.
     - `steps`: at most so many; 32 to 192 when None, more where they are quick.
     - `key`: a whole number; the same key, the same result.
@@ -223,11 +228,15 @@ def _gradient(
     if isinstance(given, AbstractGradient):
         return given
     if given is not None and given not in GRADIENTS:
-        raise InputError(f"gradient: expected {' or '.join(GRADIENTS)}, got {given!r}")
+        raise InputError(f"gradient: expected {', '.join(GRADIENTS)}, got {given!r}")
     drawn = all(is_random(start.gate) and is_random(start.router) for start in starts)
     runs = min(TRAINING_GPU_RUNS / training.n_gpus, TRAINING_EVENTS / _events(training))
     if given == "score-function" or (given is None and drawn):
         return ScoreFunction(replications=int(np.clip(round(runs), *TRAINING_REPLICATIONS)))
+    if given == "pathwise":
+        least, most = (bound // PATHWISE_COST for bound in TRAINING_REPLICATIONS)
+        # An even number, which two devices can share.
+        return Pathwise(replications=2 * int(np.clip(round(runs / PATHWISE_COST), least, most) // 2))
     # Enough to fit the weights of flow balance.
     least = 1 + math.ceil(2 * FREEDOM * training.instance.n_classes / DIRECTIONS)
     return FiniteDifference(directions=DIRECTIONS, replications=max(least, round(runs / (2 * DIRECTIONS))))

@@ -47,7 +47,7 @@ Revenue = Annotated[
 Gradient = Annotated[
     str | None,
     typer.Option(
-        metavar="score-function|finite-difference",
+        metavar="score-function|pathwise|finite-difference",
         help="How slopes are estimated.",
         show_default="score-function where the policy draws at random",
     ),
@@ -109,7 +109,7 @@ def tune(
     from .._tune import GRADIENTS
 
     if gradient is not None and gradient not in GRADIENTS:
-        raise InputError(f"--gradient: expected {' or '.join(GRADIENTS)}, got {gradient!r}")
+        raise InputError(f"--gradient: expected {', '.join(GRADIENTS)}, got {gradient!r}")
     effort = job.QUICK if quick else job.FULL
     if steps is not None:
         effort = dataclasses.replace(effort, steps=steps)

@@ -56,6 +56,13 @@ def score(
     return jnp.concatenate([jnp.zeros((0, replications), jnp.float32), *slopes])
 
 
+def policy_slopes(slopes: Any, windows: int) -> Float[np.ndarray, "windows parameters replications"]:
+    """The slopes of one part of a policy in each window of time, given in its shape with windows as a first
+    axis, as rows in the order of its parameters."""
+    rows = [np.asarray(leaf) for leaf in _leaves(slopes)[0] if _is_parameter(leaf)]
+    return np.concatenate([row.reshape(windows, -1, row.shape[-1]) for row in rows], axis=1)
+
+
 def _leaves(part: AbstractGate | AbstractRouter) -> tuple[list[Any], Any]:
     return jax.tree.flatten(part, is_leaf=lambda node: isinstance(node, Fixed))
 

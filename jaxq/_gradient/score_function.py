@@ -8,17 +8,15 @@ from dataclasses import replace
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
 from .._engine.record import COUNTS, INTEGRALS, Record
 from .._engine.steppers import Exact
 from .._errors import InputError
 from .._policy.base import Policy
-from .._policy.parameters import parameter_names, parameter_scales
-from .._policy.random_choice import is_random
 from .._time_scale import slowest_time
 from .base import AbstractGradient, Experiment, GradientEstimate
-from .finite_difference import slopes_across
+from .by_chance import with_differences
 from .flow_balance import expected_counts, imbalances
 
 WINDOWS_PER_CREDIT = 8
@@ -73,14 +71,9 @@ class ScoreFunction(AbstractGradient):
         credit = slowest_time(experiment.instance) if self.credit is None else self.credit
         record = self._run(experiment, policy, credit, first)
         value = float(experiment.worth(experiment.result(policy, record, first)).mean())
-        drawn = _acts_by_chance(policy)
-        slopes = np.zeros((len(drawn), self.replications))
-        slopes[drawn] = score_slopes(experiment, policy, record, credit)
-        if not drawn.all():
-            scales = parameter_scales(policy)[~drawn]
-            moves = np.diag(self.step * parameter_scales(policy))[~drawn]
-            _, differences = slopes_across(experiment, policy, moves, self.replications, first)
-            slopes[~drawn] = differences / (self.step * scales[:, None])
+        slopes = with_differences(
+            experiment, policy, score_slopes(experiment, policy, record, credit), self.step, first
+        )
         error = slopes.std(axis=1, ddof=1) / np.sqrt(self.replications)
         return GradientEstimate(value, slopes.mean(axis=1), error)
 
@@ -98,12 +91,6 @@ class ScoreFunction(AbstractGradient):
             n_windows=max(2, math.ceil(WINDOWS_PER_CREDIT * measured / credit)),
             scores=True,
         )
-
-
-def _acts_by_chance(policy: Policy) -> Bool[np.ndarray, " parameters"]:
-    """Which parameters a record has scores for."""
-    parts = {"gate": is_random(policy.gate), "router": is_random(policy.router)}
-    return np.asarray([parts.get(name.split(".")[0], False) for name in parameter_names(policy)])
 
 
 def score_slopes(
