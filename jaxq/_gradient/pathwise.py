@@ -35,7 +35,7 @@ EVENTS_OF_A_REQUEST = 3
 LEAST_EVENTS = 256.0
 """After the warm-up: a path ends after a number of events, and time averages over few of them are biased."""
 
-USUAL = 0.8
+USUAL = 0.98
 """The quantile of the sizes of a parameter's slopes that counts as usual."""
 
 NUDGE = 1e-4
