@@ -63,7 +63,7 @@ TRAINING_REPLICATIONS = (32, 512)
 """Of the score function, when sized to the cluster: at least, and at most."""
 
 PATHWISE_COST = 8
-"""Score-function replications that take as long as one of the pathwise gradient, about."""
+"""By so much fewer are the replications of the pathwise gradient: each takes longer."""
 
 STEPS, STEP_EVENTS = (32, 192), 1.3e6
 """Steps at least and at most, and what they may cost: events one after another in all of them, about."""

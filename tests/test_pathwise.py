@@ -16,9 +16,11 @@ import jaxq
 from jaxq import InputError, policies
 from jaxq._gradient import pathwise
 from jaxq._gradient.base import Experiment
+from jaxq._gradient.finite_difference import slopes_across
 from jaxq._gradient.pathwise import Pathwise
 from jaxq._gradient.relaxed_chain import present
 from jaxq._policy.feedback import feedback
+from jaxq._policy.parameters import parameter_scales
 
 LIMIT = 5.0
 LOG_ODDS, RATE = 0.4, 0.9
@@ -141,10 +143,13 @@ def test_an_objective_that_is_a_function_has_the_slopes_of_what_it_computes():
 @pytest.mark.slow
 def test_parameters_that_do_not_act_by_chance_get_differences():
     instance = tiny_instance()
-    policy = soft(instance, "gate_and_route")
-    found = Pathwise(replications=8).estimate(experiment(instance, 2, 120.0), policy)
-    assert found.gradient.shape == (len(policies.parameter_names(policy)),)
-    assert np.isfinite(found.gradient).all()
+    policy, run = soft(instance, "gate_and_route"), experiment(instance, 2, 120.0)
+    found = Pathwise(replications=8, step=8.0).estimate(run, policy)  # long enough to move one of two GPUs
+    place = policies.parameter_names(policy).index("partition.mixed_share")
+    move = 8.0 * parameter_scales(policy)[place] * np.eye(len(found.gradient))[place]
+    _, half = slopes_across(run, policy, move[None], 8, 0)
+    assert found.gradient[place] == pytest.approx(half.mean() / move[place])
+    assert found.gradient[place] != 0
 
 
 @pytest.mark.slow
@@ -160,6 +165,8 @@ def test_a_slope_that_grew_along_a_path_is_bounded():
     found = pathwise._bounded(slopes)
     assert found.max() == pathwise.CLIFF
     assert found.sum() == 198 + pathwise.CLIFF
+    slopes[0, 0, :20] = np.inf
+    assert np.isnan(pathwise._bounded(slopes)).all()
 
 
 def test_presence_is_an_indicator_with_one_sided_slopes():

@@ -251,11 +251,15 @@ def _program(work: Callable, pieces: _Pieces, devices: int) -> Callable:
 def _bounded(
     slopes: Float[np.ndarray, "windows parameters replications"],
 ) -> Float64[np.ndarray, "windows parameters replications"]:
-    """Slopes of windows, none above `CLIFF` times what is usual for the parameter; 0 where one overflowed.
+    """Slopes of windows, none above `CLIFF` times what is usual for the parameter; 0 where one overflowed,
+    and not finite where more than a few did.
 
     A change that grows along a path says nothing of what a real one does, which soon meets a limit.
     """
-    found = np.where(np.isfinite(slopes), slopes, 0.0).astype(np.float64)
+    finite = np.isfinite(slopes)
+    if finite.mean() < USUAL:
+        return np.full(slopes.shape, np.nan)
+    found = np.where(finite, slopes, 0.0).astype(np.float64)
     usual = CLIFF * np.quantile(np.abs(found), USUAL, axis=(0, 2))[None, :, None]
     limit = np.where(usual > 0, usual, np.inf)
     return np.clip(found, -limit, limit)
