@@ -59,6 +59,13 @@ POLICIES = {
 }
 
 
+CASES = [
+    pytest.param(name, marks=[] if name in ("gate_fcfs", "price_and_pack") else pytest.mark.slow)
+    for name in POLICIES
+]
+"""One that gates first and one that routes first always run."""
+
+
 def soft(instance: jaxq.Instance, name: str) -> jaxq.policies.Policy:
     """A policy of each structure, with uncertain choices."""
     return feedback(instance, sharpness=0.7, **POLICIES[name])
@@ -78,9 +85,7 @@ def test_the_slope_of_a_loss_system_is_that_of_the_closed_form():
     assert found.value == pytest.approx(value * offered / (1 + offered), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "gate_fcfs" else pytest.mark.slow) for name in POLICIES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_its_path_has_the_law_of_the_exact_chain(name: str):
     instance, n_gpus = tiny_instance(), 2
     policy = soft(instance, name)
@@ -98,9 +103,7 @@ def test_its_path_has_the_law_of_the_exact_chain(name: str):
         assert (np.abs(row.mean(axis=1) - other.mean(axis=1)) <= LIMIT * error).all(), stage
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "gate_fcfs" else pytest.mark.slow) for name in POLICIES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_at_temperature_zero_the_relaxed_step_is_the_discrete_one(name: str):
     instance = tiny_instance()
     run, policy = experiment(instance, 2, 200.0), soft(instance, name)
