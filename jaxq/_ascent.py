@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Float64
 
 from ._gradient.base import AbstractGradient, Experiment, Values
 from ._policy.base import Policy
@@ -118,8 +118,11 @@ class Ascent:
 
     def check(self, climb: Climb) -> None:
         """Value the present policy, and keep it if it is the best; go back if it is far below."""
-        policy = with_parameters(climb.start, climb.values)
-        estimate = Estimate.from_samples(self.valued([policy])[0])
+        self.note_check(climb, self.valued([with_parameters(climb.start, climb.values)])[0])
+
+    def note_check(self, climb: Climb, values: Float64[np.ndarray, " replications"]) -> None:
+        """What follows from the present policy's value in each validation replication."""
+        estimate = Estimate.from_samples(values)
         found = Check(climb.step, float(estimate.mean), float(estimate.half_width))
         climb.checks.append(found)
         if found.value > climb.best_value:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._ascent import Ascent, Climb, Report
+from ._gradient.base import Values
 from ._policy.base import Policy
 from ._policy.parameters import parameter_scales, parameters, with_parameters
 
@@ -41,11 +42,9 @@ class Race:
         interrupted race has the same entrants and finalists when it goes on.
         """
         search = self.ascent.search
-        sharp = [pick for k, climb in enumerate(climbs) for pick in self._sharper(k, climb.start, last=True)]
+        sharp = [pick for k, climb in enumerate(climbs) for pick in self._screened(k, climb, report)]
         entrants = range(len(climbs))
         if len(climbs) > search.entrants:
-            for climb in climbs:
-                self.ascent.climb(climb, 0, report)
             worth = [climb.checks[0].value for climb in climbs]
             for pick in sharp:
                 worth[pick.start] = max(worth[pick.start], pick.value)
@@ -60,16 +59,29 @@ class Race:
         soft = best.policy if best.factor == 1.0 else climbs[best.start].start
         return max([best, *self._sharper(best.start, soft)], key=lambda pick: pick.value)
 
-    def _sharper(self, start: int, policy: Policy, last: bool = False) -> list[Pick]:
+    def _screened(self, start: int, climb: Climb, report: Report) -> list[Pick]:
+        """Check a start before its first step, in one run with the sharpest that is made of it."""
+        sharpest = self.ascent.search.sharper[-1:]
+        values = self.ascent.valued([climb.start, *(sharpened(climb.start, factor) for factor in sharpest)])
+        if not climb.checks:
+            self.ascent.note_check(climb, values[0])
+            report(climb)
+        return self._picks(start, climb.start, sharpest, values[1:])
+
+    def _sharper(self, start: int, policy: Policy) -> list[Pick]:
         """A policy with its log-odds multiplied, valued on the validation replications."""
-        sharper = self.ascent.search.sharper
-        factors = sharper[-1:] if last else sharper
-        made = [sharpened(policy, factor) for factor in factors]
-        if not made:
+        factors = self.ascent.search.sharper
+        if not factors:
             return []
-        values = self.ascent.valued(made).mean(axis=1).tolist()
-        tried = zip(made, values, factors, strict=True)
-        return [Pick(policy, value, start, factor) for policy, value, factor in tried]
+        values = self.ascent.valued([sharpened(policy, factor) for factor in factors])
+        return self._picks(start, policy, factors, values)
+
+    def _picks(self, start: int, policy: Policy, factors: tuple[float, ...], values: Values) -> list[Pick]:
+        means = values.mean(axis=1).tolist()
+        return [
+            Pick(sharpened(policy, factor), value, start, factor)
+            for factor, value in zip(factors, means, strict=True)
+        ]
 
 
 def sharpened(policy: Policy, factor: float) -> Policy:

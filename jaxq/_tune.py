@@ -41,8 +41,9 @@ from ._versions import versions
 LEARNING_RATE = (0.5, 0.05)
 """Of the default optimiser, in units of `parameter_scales` a step; and what part of it is left at the end."""
 
-TRAINING_GPUS, VALIDATION_GPUS = 50, 500
-"""Larger clusters are trained and validated at these sizes: parameters mean the same at every size."""
+TRAINING_GPUS, VALIDATION_GPUS = (20, 50), (50, 500)
+"""Larger clusters are trained and validated at a size between these: parameters mean the same at every
+size."""
 
 LIFETIMES = 2.0
 """Warm-up, and time measured in a training run, in units of the slowest mean time in the system."""
@@ -71,9 +72,10 @@ STEPS, STEP_EVENTS = (32, 192), 1.3e6
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 64
 """GPUs times replications in a check, about; and replications, at least."""
 
-CHECK_EVENTS, FINAL_SUCCESSION = 5e5, 8e5
-"""Events one after another in a replication of a check, and of the final figure, about: clusters with more
-are checked at a smaller size, and measured for less time in the end."""
+TRAINING_SUCCESSION, CHECK_SUCCESSION, FINAL_SUCCESSION = 8e4, 2e5, 4.2e5
+"""Events one after another in a replication, about: of a training run, of a check and of the final figure.
+Clusters with more are trained and checked at a smaller size, and in the end measured for less time, or at a
+smaller size where that is not enough."""
 
 FINAL_EVENTS = 3e7
 """Of each policy in the final figure, in all replications, about."""
@@ -138,7 +140,8 @@ def tune(
 
     Any policy will do: its floating-point arrays are its parameters (`jaxq.policies.parameters`), but for
     those in a `jaxq.policies.Fixed`. Training, validation and the final figure use disjoint random numbers.
-    Above 50 GPUs the slopes come from a cluster of 50.
+    Slopes come from a cluster of at most 50 GPUs, and the final figure from one that can be afforded
+    (`Tuned.final.n_gpus`).
 
     **Arguments:**
 
@@ -261,21 +264,21 @@ def _experiments(
     warmup = LIFETIMES * lifetime
     keys = [jax.random.fold_in(jax.random.key(key), part) for part in range(3)]
     engine = engine or ClusterEngine(Exact())
-    training = Experiment(
-        instance, min(n_gpus, TRAINING_GPUS), 2 * warmup, warmup, objective, engine, keys[0]
-    )
-    affordable = round(CHECK_EVENTS * training.n_gpus / _events(training))
-    checked = int(np.clip(affordable, TRAINING_GPUS, VALIDATION_GPUS))
-    validation = replace(training, n_gpus=min(n_gpus, checked), key=keys[1])
-    whole = replace(training, n_gpus=n_gpus)
-    affordable = FINAL_SUCCESSION / _events(whole) * whole.horizon - warmup
-    final = replace(
-        whole,
-        horizon=warmup + float(np.clip(affordable / lifetime, *FINAL_LIFETIMES)) * lifetime,
-        engine=ClusterEngine(Exact()),
-        key=keys[2],
-    )
+    whole = Experiment(instance, n_gpus, 2 * warmup, warmup, objective, engine, keys[0])
+    training = replace(whole, n_gpus=_size(whole, TRAINING_SUCCESSION, *TRAINING_GPUS))
+    checked = _size(whole, CHECK_SUCCESSION, *VALIDATION_GPUS)
+    validation = replace(whole, n_gpus=checked, key=keys[1])
+    least, most = (warmup + lifetimes * lifetime for lifetimes in FINAL_LIFETIMES)
+    shortest = replace(whole, horizon=least, engine=ClusterEngine(Exact()), key=keys[2])
+    final = replace(shortest, n_gpus=_size(shortest, FINAL_SUCCESSION, 1, n_gpus))
+    final = replace(final, horizon=float(np.clip(FINAL_SUCCESSION / _events(final) * least, least, most)))
     return training, validation, final
+
+
+def _size(experiment: Experiment, events: float, least: int, most: int) -> int:
+    """GPUs with which it has so many events in a replication, about, within bounds; no more than it has."""
+    affordable = round(events * experiment.n_gpus / _events(experiment))
+    return min(experiment.n_gpus, int(np.clip(affordable, least, most)))
 
 
 def _check_replications(validation: Experiment) -> int:

@@ -189,7 +189,8 @@ def _summary(
     return {
         "instance": instance_dict(tuned.final.instance),
         "scheme": tuned.training["objective"],
-        "gpus": tuned.final.n_gpus,
+        "gpus": tuned.training["gpus"],
+        "valued_gpus": tuned.final.n_gpus,
         "training_gpus": tuned.training["training_gpus"],
         "policy_file": str(folder / POLICY),
         "start": tuned.start.name,

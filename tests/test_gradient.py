@@ -127,6 +127,18 @@ def test_too_few_replications_for_the_weights_change_nothing():
     np.testing.assert_array_equal(FlowValues(values, rng.normal(size=(2, 5, 4))).steadied(), values)
 
 
+def test_a_policy_with_which_some_replications_halt_keeps_its_own_values():
+    """Halted replications have flows out of balance and earn little, but no combination of the flows tells
+    how little: what varies with them must not be credited to the policy."""
+    rng = np.random.default_rng(5)
+    halted, noise = rng.random(64) < 0.2, rng.normal(size=(2, 64))
+    values = np.stack([500.0 - 60.0 * halted + noise[0], 500.0 + 3.0 * noise[0]])
+    balance = np.stack([(0.2 * halted + 0.1 * noise[1] + 0.2)[None], noise[:1]])
+    bad, good = FlowValues(values, balance).steadied_alone()
+    np.testing.assert_array_equal(bad, values[0])
+    assert good.std() < 0.1
+
+
 def test_a_cliff_tells_the_way_and_not_how_far():
     slopes = np.array([0.1, -0.2, 0.1, 40.0, -0.3])
     np.testing.assert_allclose(_without_cliffs(slopes), [0.1, -0.2, 0.1, 4 * 0.2, -0.3])

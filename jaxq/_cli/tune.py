@@ -85,7 +85,8 @@ def tune(
 
     Slopes come from simulations, the choice among policies from replications of their own, and the final
     gap from the exact chain on replications that played no part in either. Takes some minutes on two
-    cores; with --quick about one. The policy file is accepted wherever a policy's name is.
+    cores; with --quick about one. Large clusters are trained, and beyond a few hundred or thousand GPUs also
+    valued, at a smaller size, which is told. The policy file is accepted wherever a policy's name is.
 
     \b
     Examples:
@@ -146,9 +147,14 @@ def _print(summary: dict[str, Any]) -> None:
 
     rows = [("tuned", percent(summary["gap"]))]
     rows += [(row["policy"], percent(row["gap"])) for row in summary["presets"]]
-    title = f"{summary['scheme']} revenue at {summary['gpus']} GPUs, 95 % intervals"
+    title = f"{summary['scheme']} revenue at {summary['valued_gpus']} GPUs, 95 % intervals"
     print_table(("policy", "gap to the best possible, %"), rows, title=title)
     print_text(f"Started from {summary['start']}; {summary['replications']} replications of the exact chain.")
     if summary["training_gpus"] != summary["gpus"]:
         print_text(f"Trained on {summary['training_gpus']} GPUs.")
+    if summary["valued_gpus"] != summary["gpus"]:
+        print_text(
+            f"Valued on {summary['valued_gpus']} GPUs, not {summary['gpus']}: the most that the exact chain "
+            "does in minutes. Gaps fall as clusters grow."
+        )
     print_text(f"Policy file: {summary['policy_file']}")

@@ -68,7 +68,7 @@ class Experiment:
     ) -> Float64[np.ndarray, " replications"]:
         """The value of one policy alone, as in `values`."""
         record = self.engine.run(self.instance, policy, **self._run(replications, first))
-        return self._flow_values([policy], [record], first).steadied()[0]
+        return self._flow_values([policy], [record], first).steadied_alone()[0]
 
     def flow_values(self, policies: Sequence[Policy], replications: int, first: int = 0) -> FlowValues:
         """What `values` are made of."""

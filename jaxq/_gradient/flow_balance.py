@@ -14,6 +14,9 @@ from .._instance import Instance
 FREEDOM = 2.0
 """Deviations from means for each fitted weight, at least."""
 
+FAR = 5.0
+"""Standard errors by which steadied values may differ in the mean from those that they are made of."""
+
 
 def expected_counts(instance: Instance, record: Record) -> Record:
     """The record with every count of events replaced by the integral of its rate.
@@ -66,9 +69,17 @@ class FlowValues(NamedTuple):
         return FlowValues(*((rows[0::2] - rows[1::2]) / 2 for rows in self))
 
     def steadied_alone(self) -> Float64[np.ndarray, "rows replications"]:
-        """`steadied`, with weights of its own in each row: for policies that may have little in common."""
-        rows = zip(self.values, self.imbalances, strict=True)
-        return np.concatenate([FlowValues(value[None], balance[None]).steadied() for value, balance in rows])
+        """`steadied`, with weights of its own in each row: for policies that may have little in common.
+
+        A row stays as it is where that would move its mean far and yet leave most of its spread: its flows
+        are out of balance by more than chance, as under a policy with which some replications come to a halt.
+        """
+        rows = []
+        for value, balance in zip(self.values, self.imbalances, strict=True):
+            steadied = FlowValues(value[None], balance[None]).steadied()[0]
+            far = abs(steadied.mean() - value.mean()) > FAR * value.std() / np.sqrt(len(value))
+            rows.append(value if far and steadied.std() > value.std() / 2 else steadied)
+        return np.stack(rows)
 
     def steadied(self) -> Float64[np.ndarray, "rows replications"]:
         """The values less the combination of imbalances with which they vary least over the replications.
