@@ -38,6 +38,8 @@ class Search:
     - `sharper`: factors by which all log-odds of the winner are multiplied, where that earns more; the last
       one makes sharp starts of soft ones, and these are kept where they are the best.
     - `validation_replications`, `final_replications`: of a check, and of the final figure.
+    - `scale`: of the events that slopes, checks and the final figure are made of, at most: below 1 they come
+      from smaller clusters, less time or fewer replications.
 
     **Raises:** `InputError` for a number out of range.
     """
@@ -50,12 +52,15 @@ class Search:
     sharper: tuple[float, ...] = SHARPER
     validation_replications: int | None = None
     final_replications: int | None = None
+    scale: float = 1.0
 
     def __post_init__(self):
         for name in _WHOLE:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"scale: expected a positive number, got {self.scale:g}")
         object.__setattr__(self, "sharper", tuple(float(factor) for factor in self.sharper))
         for factor in self.sharper:
             if not 0 < factor < math.inf:

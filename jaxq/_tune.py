@@ -167,11 +167,13 @@ def tune(
     """
     starts = [starts] if isinstance(starts, Policy) else list(starts)
     begin = time.perf_counter()
-    training, validation, final = _experiments(instance, n_gpus, objective, engine, key)
+    search = search or Search()
+    training, validation, final = _experiments(instance, n_gpus, objective, engine, key, search.scale)
     steps = _default_steps(training) if steps is None else steps
     _check(starts, steps)
-    search = (search or Search()).sized(steps, _check_replications(validation), _final_replications(final))
-    gradient, optimizer = _gradient(gradient, training, starts), optimizer or _default_optimizer(steps)
+    search = search.sized(steps, _check_replications(validation), _final_replications(final))
+    gradient = _gradient(gradient, training, starts, search.scale)
+    optimizer = optimizer or _default_optimizer(steps)
     ascent = Ascent(training, validation, gradient, optimizer, search)
     told = _told(ascent, starts, n_gpus, steps, key)
     climbs = [ascent.begin(start, f"{start.name} [{k + 1}/{len(starts)}]") for k, start in enumerate(starts)]
@@ -225,7 +227,7 @@ def _valued(best: Pick, climbs: list[Climb], final: Experiment, told: dict[str, 
 
 
 def _gradient(
-    given: AbstractGradient | str | None, training: Experiment, starts: Sequence[Policy]
+    given: AbstractGradient | str | None, training: Experiment, starts: Sequence[Policy], scale: float = 1.0
 ) -> AbstractGradient:
     """The gradient that is asked for; by name or None, with as many replications as fit the cluster."""
     if isinstance(given, AbstractGradient):
@@ -233,7 +235,7 @@ def _gradient(
     if given is not None and given not in GRADIENTS:
         raise InputError(f"gradient: expected {', '.join(GRADIENTS)}, got {given!r}")
     drawn = all(is_random(start.gate) and is_random(start.router) for start in starts)
-    runs = min(TRAINING_GPU_RUNS / training.n_gpus, TRAINING_EVENTS / _events(training))
+    runs = min(TRAINING_GPU_RUNS / training.n_gpus, scale * TRAINING_EVENTS / _events(training))
     if given == "score-function" or (given is None and drawn):
         return ScoreFunction(replications=int(np.clip(round(runs), *TRAINING_REPLICATIONS)))
     if given == "pathwise":
@@ -257,7 +259,12 @@ def _default_optimizer(steps: int) -> optax.GradientTransformation:
 
 
 def _experiments(
-    instance: Instance, n_gpus: int, objective: str | Objective, engine: ClusterEngine | None, key: int
+    instance: Instance,
+    n_gpus: int,
+    objective: str | Objective,
+    engine: ClusterEngine | None,
+    key: int,
+    scale: float = 1.0,
 ) -> tuple[Experiment, Experiment, Experiment]:
     """Training, validation and the final figure, each with random numbers of its own."""
     lifetime = slowest_time(instance)
@@ -265,13 +272,14 @@ def _experiments(
     keys = [jax.random.fold_in(jax.random.key(key), part) for part in range(3)]
     engine = engine or ClusterEngine(Exact())
     whole = Experiment(instance, n_gpus, 2 * warmup, warmup, objective, engine, keys[0])
-    training = replace(whole, n_gpus=_size(whole, TRAINING_SUCCESSION, *TRAINING_GPUS))
-    checked = _size(whole, CHECK_SUCCESSION, *VALIDATION_GPUS)
+    training = replace(whole, n_gpus=_size(whole, scale * TRAINING_SUCCESSION, *TRAINING_GPUS))
+    checked = _size(whole, scale * CHECK_SUCCESSION, *VALIDATION_GPUS)
     validation = replace(whole, n_gpus=checked, key=keys[1])
     least, most = (warmup + lifetimes * lifetime for lifetimes in FINAL_LIFETIMES)
     shortest = replace(whole, horizon=least, engine=ClusterEngine(Exact()), key=keys[2])
-    final = replace(shortest, n_gpus=_size(shortest, FINAL_SUCCESSION, 1, n_gpus))
-    final = replace(final, horizon=float(np.clip(FINAL_SUCCESSION / _events(final) * least, least, most)))
+    events = scale * FINAL_SUCCESSION
+    final = replace(shortest, n_gpus=_size(shortest, events, 1, n_gpus))
+    final = replace(final, horizon=float(np.clip(events / _events(final) * least, least, most)))
     return training, validation, final
 
 

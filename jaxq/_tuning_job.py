@@ -47,7 +47,7 @@ class TuningEffort:
 FULL = TuningEffort(tuple(name for name in PRESETS if name != "sli_gate_and_route"))
 """Without a partition, `sli_gate_and_route` is `gate_and_route`."""
 
-QUICK = TuningEffort(("price_and_pack",), steps=16, search=Search(final_replications=128))
+QUICK = TuningEffort(("price_and_pack",), steps=16, search=Search(final_replications=128, scale=0.2))
 
 
 def starting_points(
