@@ -72,7 +72,7 @@ STEPS, STEP_EVENTS = (32, 192), 1.3e6
 VALIDATION_GPU_RUNS, VALIDATION_RUNS = 6_400, 64
 """GPUs times replications in a check, about; and replications, at least."""
 
-TRAINING_SUCCESSION, CHECK_SUCCESSION, FINAL_SUCCESSION = 8e4, 2e5, 4.2e5
+TRAINING_SUCCESSION, CHECK_SUCCESSION, FINAL_SUCCESSION = 8e4, 2e5, 5.2e5
 """Events one after another in a replication, about: of a training run, of a check and of the final figure.
 Clusters with more are trained and checked at a smaller size, and in the end measured for less time, or at a
 smaller size where that is not enough."""
