@@ -41,9 +41,9 @@ from ._versions import versions
 LEARNING_RATE = (0.5, 0.05)
 """Of the default optimiser, in units of `parameter_scales` a step; and what part of it is left at the end."""
 
-QUICK_LEARNERS = 22
-"""Parameters, up to which the learning rate is as above; with more it falls with their number, since all of
-them move at once, and most by chance."""
+FEW_CLASSES = 2
+"""Classes up to which the learning rate is as above; with more it falls with the root of their number, since
+the parameters of all of them move at once, and most by chance."""
 
 TRAINING_GPUS, VALIDATION_GPUS = (20, 50), (50, 500)
 """Larger clusters are trained and validated at a size between these: parameters mean the same at every
@@ -177,7 +177,7 @@ def tune(
     _check(starts, steps)
     search = search.sized(steps, _check_replications(validation), _final_replications(final))
     gradient = _gradient(gradient, training, starts, search.scale)
-    optimizer = optimizer or _default_optimizer(steps, max(len(parameters(start)) for start in starts))
+    optimizer = optimizer or _default_optimizer(steps, instance.n_classes)
     ascent = Ascent(training, validation, gradient, optimizer, search)
     told = _told(ascent, starts, n_gpus, steps, key)
     climbs = [ascent.begin(start, f"{start.name} [{k + 1}/{len(starts)}]") for k, start in enumerate(starts)]
@@ -256,10 +256,10 @@ def _default_steps(training: Experiment) -> int:
     return int(np.clip(round(STEP_EVENTS / _events(training)), *STEPS))
 
 
-def _default_optimizer(steps: int, count: int) -> optax.GradientTransformation:
-    """Adam for so many parameters, with steps that shrink along a cosine."""
+def _default_optimizer(steps: int, classes: int) -> optax.GradientTransformation:
+    """Adam for so many classes, with steps that shrink along a cosine."""
     rate, left = LEARNING_RATE
-    rate *= min(1.0, QUICK_LEARNERS / count)
+    rate *= math.sqrt(FEW_CLASSES / max(FEW_CLASSES, classes))
     return optax.adam(optax.cosine_decay_schedule(rate, steps, left), b2=0.99)
 
 
