@@ -150,11 +150,12 @@ class Case:
 
     def bias(self, factor: float = 1.0) -> Bias:
         """The bias at `factor` times the default step."""
-        from jaxq._engine.steppers import Exact, Leap, choose_dt
+        from jaxq._engine.cluster import ClusterEngine
+        from jaxq._engine.steppers import Exact, Leap
 
         if self.exact is None:
             self.exact = self.revenue(Exact())
-        dt = factor * choose_dt(self.instance, self.policy)
+        dt = factor * (ClusterEngine(Leap()).step(self.instance, self.policy) or 0.0)
         plain, controlled = (
             100 * (leap - exact) / self.optimum
             for leap, exact in zip(self.revenue(Leap(dt)), self.exact, strict=True)
@@ -200,7 +201,7 @@ def _cell(found: Bias) -> str:
 
 def report(table: Sequence[Bias], extra: Sequence[Sequence[Bias]], where: str, command: str) -> str:
     """The page `docs/leap_bias.md`."""
-    from jaxq._engine.steppers import EVENTS_PER_STEP, EVENTS_PER_STEP_BUFFERED
+    from jaxq._engine.cluster import EVENTS_PER_STEP, EVENTS_PER_STEP_BUFFERED
 
     columns = list(dict.fromkeys((found.instance, found.n_gpus) for found in table))
     cells = {(found.policy, found.instance, found.n_gpus): _cell(found) for found in table}

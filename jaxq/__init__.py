@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._plan import Plan as Plan
     from ._plan import solve_plan as solve_plan
     from ._plan import upper_bound as upper_bound
+    from ._pooled.engine import PooledEngine as PooledEngine
     from ._presets import Preset as Preset
     from ._presets import list_presets as list_presets
     from ._presets import load_preset as load_preset
@@ -67,6 +68,7 @@ _HOMES = {
     "_instance": ("Instance",),
     "_instance_file": ("load_instance", "save_instance"),
     "_plan": ("Plan", "solve_plan", "upper_bound"),
+    "_pooled.engine": ("PooledEngine",),
     "_presets": ("Preset", "list_presets", "load_preset"),
     "_pricing": ("Pricing",),
     "_result": ("Result",),

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._engine.base import device_policy, numbers_of
-from ._engine.cluster import EVENTS_PER_WINDOW, ClusterEngine
+from ._engine.cluster import ClusterEngine
 from ._engine.random import replication_keys
 from ._engine.steppers import AbstractStepper, Exact, Leap
+from ._engine.windows import EVENTS_PER_WINDOW
 from ._instance import Instance
 from ._policy.base import Policy
 
@@ -77,7 +78,7 @@ class RunningCluster:
         keys = replication_keys(jax.random.key(seed), np.arange(block))
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
         self.program, self.replications, self.n_gpus = program, block, n_gpus
-        self.step = engine.stepper.step_of(instance, policy) if isinstance(engine.stepper, Leap) else None
+        self.step = engine.step(instance, policy)
         self.longest = EVENTS_PER_WINDOW / (4 * n_gpus * float(np.sum(instance.workload.arrival_rate)))
         self._fixed = program.place(jax.tree.leaves(device_policy(policy)), numbers, keys)
         self._state = program.start(*self._fixed)

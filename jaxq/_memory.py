@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import InputError
 
 if TYPE_CHECKING:
-    from ._engine.cluster import ClusterEngine
+    from ._engine.replicated import AbstractReplicatedEngine
     from ._instance import Instance
     from ._policy.base import Policy
 
@@ -83,7 +83,7 @@ def host_memory() -> int | None:
 
 
 def memory_need(
-    engine: ClusterEngine,
+    engine: AbstractReplicatedEngine,
     instance: Instance,
     policy: Policy,
     n_gpus: int,
@@ -93,7 +93,8 @@ def memory_need(
     warmup: float,
 ) -> Need:
     """What a run of so many replications needs."""
-    from ._engine.cluster import COUNTS, INTEGRALS, WINDOWS
+    from ._engine.record import COUNTS, INTEGRALS
+    from ._engine.windows import WINDOWS
 
     windows = WINDOWS + math.ceil(WINDOWS * warmup / (horizon - warmup))
     numbers = windows * (instance.n_classes * len(COUNTS + INTEGRALS) + 1)
@@ -103,7 +104,7 @@ def memory_need(
 
 
 def check_memory(
-    engine: ClusterEngine,
+    engine: AbstractReplicatedEngine,
     instance: Instance,
     policy: Policy,
     n_gpus: int,

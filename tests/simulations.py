@@ -29,12 +29,13 @@ PER_GPU = {
 
 
 def run(instance: Any, policy: str | policies.Policy, n_gpus: int, **given: Any) -> Record:
-    """A run with seed 0 of the exact chain, unless told otherwise; a policy may be given by name."""
+    """A run of the cluster engine's exact chain with seed 0, unless told otherwise; policies also by name."""
     arguments = {"horizon": 100.0, "warmup": 0.0, "replications": 16, "key": 0, "stepper": Exact()} | given
     engine = {name: arguments.pop(name) for name in ("stepper", "generator", "block") if name in arguments}
     key = jax.random.key(arguments.pop("key"))
     policy = policies.load_policy(policy, instance) if isinstance(policy, str) else policy
-    return ClusterEngine(**engine).run(instance, policy, n_gpus=n_gpus, key=key, **arguments)
+    kind = arguments.pop("engine", ClusterEngine)
+    return kind(**engine).run(instance, policy, n_gpus=n_gpus, key=key, **arguments)
 
 
 def averages(record: Record, instance: Any) -> dict[str, np.ndarray]:

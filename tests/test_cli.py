@@ -338,6 +338,8 @@ BAD_OPTIONS = {
     "a negative seed": (("--seed", "-1"), "--seed"),
     "a precision above 1": (("--precision", "2"), "--precision"),
     "a time limit without a precision": (("--time-limit", "10"), "--time-limit", "--precision"),
+    "an unknown engine": (("--engine", "big"), "--engine", "cluster or pooled"),
+    "a policy without a partition": (("--engine", "pooled", "--policy", "sarathi"), "sarathi", "a partition"),
     "an unknown option": (("--gpu", "3"), "--gpu", "jaxq simulate --help"),
 }
 
@@ -398,6 +400,13 @@ def test_too_little_memory_names_the_most_that_fits(jaxq, workplace, monkeypatch
     assert_refused(jaxq("simulate", REFERENCE, "--replications", 2 * most, *SMALL[:2], *SMALL[4:]), "at most")
     monkeypatch.setattr(_memory, "host_memory", lambda: 2**10)
     assert_refused(jaxq("simulate", REFERENCE, *SMALL), "not even one fits")
+
+
+def test_the_pooled_engine_simulates_a_million_gpus(jaxq):
+    options = ("--engine", "pooled", "--gpus", "1000000", "--horizon", "2", "--warmup", "1")
+    code, out, _ = jaxq("simulate", REFERENCE, *options, "--replications", "8", "--json")
+    (record,) = json.loads(out)["records"]
+    assert code == 0 and record["gpus"] == 1_000_000 and record["engine"].startswith("pooled engine, leap")
 
 
 # Info.

@@ -16,7 +16,8 @@ from scipy import stats
 from benchmarks.leap_bias import Case
 from jaxq import InputError
 from jaxq._engine import counts
-from jaxq._engine.steppers import Exact, Leap, choose_dt, events_per_step, largest_gpu_rate
+from jaxq._engine.cluster import ClusterEngine
+from jaxq._engine.steppers import Exact, Leap, largest_gpu_rate
 from jaxq._instance_file import load_instance
 from jaxq._policy.presets import PRESETS
 from jaxq.policies import AbstractGate, PackingRouter, Policy
@@ -237,8 +238,9 @@ def test_default_step_follows_the_quickest_rates():
     instance = cluster.instance()
     busiest = max(cluster.mu_prefill.max() + 15 * cluster.mu_mixed.max(), 16 * cluster.mu_solo.max())
     assert largest_gpu_rate(instance) == pytest.approx(busiest)
+    engine = ClusterEngine(Leap())
     for policy in (PRESETS["gate_and_route"](instance), PRESETS["gate_fcfs"](instance)):
-        assert choose_dt(instance, policy) == pytest.approx(events_per_step(policy) / busiest)
+        assert engine.step(instance, policy) == pytest.approx(engine.events_per_step(policy) / busiest)
 
 
 @pytest.mark.parametrize("dt", [0.0, -0.1, float("nan"), float("inf")])

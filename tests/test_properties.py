@@ -14,9 +14,10 @@ from scipy import stats
 
 from jaxq._engine import exact
 from jaxq._engine.base import device_policy, gpu_pools, numbers_of
-from jaxq._engine.cluster import ClusterEngine, _pace, _shape
+from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.random import replication_keys
 from jaxq._engine.steppers import AbstractStepper, Exact, Leap
+from jaxq._engine.windows import pace
 from jaxq._instance import Instance
 from jaxq._policy.base import Policy, Pool
 from jaxq.policies import load_policy
@@ -102,9 +103,9 @@ def path(
         replication_keys(jax.random.key(seed), np.arange(replications)),
     )
     state, summed, taken = program.start(*fixed), {}, []
-    step = stepper.step_of(instance, policy) if isinstance(stepper, Leap) else None
+    step = engine.step(instance, policy)
     for window in range(WINDOWS):
-        state, totals = program.advance(*fixed, state, jnp.int32(window), *_pace(0.05 * 3.0**window, step))
+        state, totals = program.advance(*fixed, state, jnp.int32(window), *pace(0.05 * 3.0**window, step))
         for name in (
             "arrivals",
             "abandoned_prefill",
@@ -166,7 +167,7 @@ def bits(words: np.ndarray, gpus: int) -> np.ndarray:
 
 def check_bookkeeping(taken: Snapshot, instance: Instance, policy: Policy, n_gpus: int) -> None:
     """The exact chain's item lists and sets of GPUs say what its table says."""
-    state, shape = taken.state, _shape(instance, policy, n_gpus)
+    state, shape = taken.state, ClusterEngine().shape(instance, policy, n_gpus)
     on_gpus = state.levels.decodes_mixed + state.levels.decodes_solo - state.solo
     prefills_from = shape.classes * shape.gpus * shape.batch
     for c in range(shape.classes):

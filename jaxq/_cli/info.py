@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,10 @@ from .options import (
     read_instance,
     whole_numbers,
 )
-from .simulate import check_times, make_engine
+from .simulate import EngineName, Stepper, check_times, make_engine
+
+if TYPE_CHECKING:
+    from .._engine.replicated import AbstractReplicatedEngine
 
 
 def info(
@@ -31,7 +34,8 @@ def info(
     replications: Annotated[int, typer.Option(help="Replications.")] = 64,
     horizon: Annotated[float, typer.Option(help="Simulated seconds.")] = 1500.0,
     warmup: Annotated[float, typer.Option(help="Seconds of them that are discarded.")] = 300.0,
-    stepper: Annotated[str, typer.Option(metavar="exact|leap", help="How time advances.")] = "exact",
+    engine: EngineName = "cluster",
+    stepper: Stepper = None,
     dt: Annotated[float | None, typer.Option(help="Step of leap, s.", show_default="chosen")] = None,
     json: Json = False,
 ) -> None:
@@ -50,7 +54,8 @@ def info(
     configure_jax()
     facts = _facts()
     if sizes or file is not None:
-        facts["needs"] = _needs(file, references, sizes or (50,), replications, horizon, warmup, stepper, dt)
+        made = make_engine(engine, stepper, dt)
+        facts["needs"] = _needs(file, made, references, sizes or (50,), replications, horizon, warmup)
     if json:
         print_json(facts)
     else:
@@ -71,19 +76,18 @@ def _facts() -> dict[str, Any]:
 
 def _needs(
     file: Any,
+    engine: AbstractReplicatedEngine,
     references: tuple[str, ...],
     sizes: tuple[int, ...],
     replications: int,
     horizon: float,
     warmup: float,
-    stepper: str,
-    dt: float | None,
 ) -> list[dict[str, Any]]:
     """What each policy needs at each number of GPUs."""
     from .._memory import free_memory, memory_need
     from .._policy.load import load_policy
 
-    instance, engine, free = read_instance(file), make_engine(stepper, dt), free_memory()
+    instance, free = read_instance(file), free_memory()
     rows = []
     for reference in references:
         found = load_policy(reference, instance)

@@ -27,18 +27,32 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .._engine.cluster import ClusterEngine
+    from .._engine.replicated import AbstractReplicatedEngine
     from .._instance import Instance
     from .._policy.base import Policy
     from .._progress import ProgressBars
     from .._result import Result
 
+ENGINES = ("cluster", "pooled")
+
 STEPPERS = ("exact", "leap")
 
-Stepper = Annotated[
+EngineName = Annotated[
     str,
     typer.Option(
-        metavar="exact|leap", help="exact: the exact law. leap: time steps, quicker when n is large."
+        "--engine",
+        metavar="cluster|pooled",
+        help="cluster: every GPU, every policy. pooled: counts by class and group, for policies with a "
+        "partition and up to a million GPUs.",
+    ),
+]
+
+Stepper = Annotated[
+    str | None,
+    typer.Option(
+        metavar="exact|leap",
+        help="exact: the exact law of the engine. leap: time steps, quicker when n is large.",
+        show_default="exact with cluster, leap with pooled",
     ),
 ]
 
@@ -55,7 +69,8 @@ def simulate(
     replications: Annotated[int, typer.Option(help="Independent replications.")] = 64,
     horizon: Annotated[float, typer.Option(help="Simulated seconds, from an empty cluster.")] = 1500.0,
     warmup: Annotated[float, typer.Option(help="Seconds of them that are discarded.")] = 300.0,
-    stepper: Stepper = "exact",
+    engine: EngineName = "cluster",
+    stepper: Stepper = None,
     dt: Annotated[
         float | None, typer.Option(help="Step of leap, s.", show_default="chosen from the instance's rates")
     ] = None,
@@ -88,6 +103,7 @@ def simulate(
     Examples:
       jaxq simulate cluster.toml --policy gate_and_route,sarathi --gpus 50,200
       jaxq simulate cluster.toml --policy all --gpus 500 --stepper leap --json > records.json
+      jaxq simulate cluster.toml --engine pooled --policy gate_and_route --gpus 1000,1000000
       jaxq simulate cluster.toml --policy my_module:MyPolicy --precision 0.001 --out runs/mine
     """
     sizes, references = whole_numbers(gpus, "--gpus"), policy_references(policy)
@@ -99,7 +115,8 @@ def simulate(
     configure_jax()
     from .._policy.load import load_policy
 
-    run = Run(make_engine(stepper, dt), instance, replications, horizon, warmup, seed, precision, time_limit)
+    made = make_engine(engine, stepper, dt)
+    run = Run(made, instance, replications, horizon, warmup, seed, precision, time_limit)
     found = [load_policy(reference, instance) for reference in references]
     run.check(found, sizes)
     results = _simulate_all(run, references, found, sizes, out)
@@ -116,7 +133,7 @@ def simulate(
 class Run:
     """What all records of a command share."""
 
-    engine: ClusterEngine
+    engine: AbstractReplicatedEngine
     instance: Instance
     replications: int
     horizon: float
@@ -130,8 +147,8 @@ class Run:
         from .._memory import check_memory
 
         for policy in policies:
-            self.engine.stepper.describe(self.instance, policy)
             for n_gpus in sizes:
+                self.engine.describe(self.instance, policy, n_gpus)
                 check_memory(
                     self.engine,
                     self.instance,
@@ -192,11 +209,15 @@ def check_precision(precision: float | None, time_limit: float | None) -> None:
         raise InputError("--time-limit: expected only with --precision; a run without it has a fixed length")
 
 
-def make_engine(stepper: str, dt: float | None) -> ClusterEngine:
+def make_engine(engine: str, stepper: str | None, dt: float | None) -> AbstractReplicatedEngine:
     """The engine that the options name.
 
-    **Raises:** `InputError` for an unknown stepper, or a `--dt` without meaning.
+    **Raises:** `InputError` for an unknown engine or stepper, or a `--dt` without meaning.
     """
+    if engine not in ENGINES:
+        raise InputError(f"--engine: expected cluster or pooled, got {engine!r}")
+    if stepper is None:
+        stepper = "exact" if engine == "cluster" else "leap"
     if stepper not in STEPPERS:
         raise InputError(f"--stepper: expected exact or leap, got {stepper!r}")
     check_number(dt, "--dt", above=True)
@@ -204,8 +225,10 @@ def make_engine(stepper: str, dt: float | None) -> ClusterEngine:
         raise InputError("--dt: expected only with --stepper leap; the exact chain has no time step")
     from .._engine.cluster import ClusterEngine
     from .._engine.steppers import Exact, Leap
+    from .._pooled.engine import PooledEngine
 
-    return ClusterEngine(stepper=Exact() if stepper == "exact" else Leap(dt))
+    kind = ClusterEngine if engine == "cluster" else PooledEngine
+    return kind(stepper=Exact() if stepper == "exact" else Leap(dt))
 
 
 def _simulate_all(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 from .._policy.base import AbstractGate, AbstractRouter, Pool
 from .._policy.random_choice import is_random
 from . import gpu_set
+from .arrivals import arrival
 from .base import (
     AbstractChain,
     Levels,
@@ -27,7 +28,8 @@ from .base import (
     integrate,
     one_hot,
 )
-from .random import Purpose, stream, to_exponential, to_index
+from .jump import jump
+from .random import Purpose, stream, to_index
 from .score import score
 
 FIELD_BITS = 10
@@ -162,13 +164,7 @@ class Chain(AbstractChain):
         weights = self.rates(state)
         index, rate = draw(weights, rand.uniforms(1))
         rand, index, rate = self.once((rand, index, rate))
-        hold = jnp.where(rate > 0, to_exponential(rand.words(0)) / jnp.where(rate > 0, rate, 1.0), jnp.inf)
-        left = length - clock
-        active = left > 0
-        is_arrival = active & (state.next_arrival <= hold) & (state.next_arrival < left)
-        is_internal = active & ~is_arrival & (hold < left)
-        elapsed = jnp.where(active, jnp.minimum(jnp.minimum(state.next_arrival, hold), left), 0.0)
-        clock = jnp.where(is_arrival | is_internal, clock + elapsed, jnp.where(active, length, clock))
+        is_arrival, is_internal, active, elapsed, clock = jump(rand, rate, state.next_arrival, clock, length)
         totals = integrate(totals, state.levels, elapsed)
         state = replace(state, next_arrival=state.next_arrival - elapsed)
         is_arrival, is_internal, elapsed = self.once((is_arrival, is_internal, elapsed))
@@ -278,10 +274,7 @@ class Chain(AbstractChain):
     def next_arrival(self, state: ExactState, where: Mask) -> ExactState:
         """Draw the next arrival, its time and class, where the last one has happened."""
         index = state.arrival_index + where.astype(jnp.int32)
-        rand = stream(self.keys, Purpose.ARRIVAL, 0, index, self.generator)
-        rates = [jnp.broadcast_to(rate, index.shape) for rate in self.numbers.arrival_rate]
-        request_class, _ = draw(jnp.stack(rates), rand.uniforms(1))
-        wait = to_exponential(rand.words(0)) * self.numbers.mean_interarrival_time
+        wait, request_class = arrival(self.numbers, self.keys, self.generator, index)
         return replace(
             state,
             next_arrival=jnp.where(where, wait, state.next_arrival),
