@@ -207,6 +207,12 @@ def test_a_policy_without_a_partition_is_refused(name):
         run(instance, name, 10, engine=PooledEngine)
 
 
+def test_scores_are_refused():
+    instance = oracles.reference_cluster().instance()
+    with pytest.raises(InputError, match="scores: expected the cluster engine"):
+        run(instance, "gate_and_route", 10, engine=PooledEngine, scores=True)
+
+
 def test_a_router_that_tells_mixed_gpus_apart_is_refused():
     instance = oracles.reference_cluster().instance()
     with pytest.raises(InputError, match="WITH_PREFILL"):

@@ -155,6 +155,6 @@ def _print(summary: dict[str, Any]) -> None:
     if summary["valued_gpus"] != summary["gpus"]:
         print_text(
             f"Valued on {summary['valued_gpus']} GPUs, not {summary['gpus']}: the most that the exact chain "
-            "does in minutes. Gaps fall as clusters grow."
+            "does in minutes."
         )
     print_text(f"Policy file: {summary['policy_file']}")

@@ -8,7 +8,6 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from .._policy.base import AbstractGate, AbstractRouter, Pool
@@ -31,12 +30,11 @@ from .base import (
 from .jump import jump
 from .random import Purpose, stream, to_index
 from .score import score
+from .time_loops import jump_through
 
 FIELD_BITS = 10
 FIELDS = 3
 """Counts up to 256 fit 10 bits, three a word."""
-
-STEPS_PER_CHECK = 16
 
 Mask = Bool[Array, " replications"]
 Index = Int[Array, " replications"]
@@ -553,20 +551,5 @@ def advance(
 ) -> tuple[ExactState, Totals]:
     """Run every replication through one window of `length` seconds (`steps` is for the other stepper)."""
     del steps
-    replications = chain.keys.shape[1]
-    clock = jnp.zeros(replications, jnp.float32)
-    carry = (
-        state,
-        Totals.zeros(chain.shape.classes, replications, chain.shape.scores),
-        clock,
-        jnp.zeros(replications, jnp.int32),
-    )
-
-    def unfinished(carry: tuple) -> Array:
-        return jnp.any(carry[2] < length)
-
-    def several(carry: tuple) -> tuple:
-        return lax.fori_loop(0, STEPS_PER_CHECK, lambda _, c: chain.step(c, window, length), carry)
-
-    state, totals, _, _ = lax.while_loop(unfinished, several, carry)
-    return state, totals
+    none = Totals.zeros(chain.shape.classes, chain.keys.shape[1], chain.shape.scores)
+    return jump_through(lambda carry: chain.step(carry, window, length), state, none, length)

@@ -16,7 +16,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from .._policy.base import Observation, Pool
@@ -37,10 +36,8 @@ from .base import (
 from .gpu_words import Mask, PerReplication, Words
 from .random import Purpose, Stream, stream, to_uniform
 from .shape import Shape
+from .time_loops import step_through
 from .turns import Decision, join, split, take_turns
-
-STEPS_PER_SUM = 128
-"""Steps whose integrals are added up before they join those of the window."""
 
 FIRST_START, OFFERS = 64, 63
 """Words of `Purpose.PLACE` that choose the GPUs on which prefills start, by kind, and those that arrivals
@@ -664,11 +661,4 @@ def advance(
         state, totals = carry
         return chain.step(state, totals, window, index, dt)
 
-    def several(group: Array, carry: tuple) -> tuple:
-        # A small number added again and again to a large float32 sum rounds the same way each time.
-        state, totals = carry
-        first = group * STEPS_PER_SUM
-        state, added = lax.fori_loop(first, jnp.minimum(first + STEPS_PER_SUM, steps), body, (state, none))
-        return state, jax.tree.map(jnp.add, totals, added)
-
-    return lax.fori_loop(0, -(-steps // STEPS_PER_SUM), several, (state, none))
+    return step_through(body, state, none, steps)

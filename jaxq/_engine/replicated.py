@@ -120,7 +120,7 @@ class AbstractReplicatedEngine(eqx.Module):
         plan = self.windows(instance, n_gpus, horizon, warmup, n_windows)
         group = Group.of([policy], n_gpus)
         if scores:
-            group = dataclasses.replace(group, scores=self._score_count(policy))
+            group = dataclasses.replace(group, scores=self.score_count(policy))
         (record,) = self._run(instance, group, n_gpus, plan, key, replications, first, progress)
         return record
 
@@ -210,7 +210,8 @@ class AbstractReplicatedEngine(eqx.Module):
             share = min(share, self.block)
         return devices * LANES * -(-share // LANES)
 
-    def _score_count(self, policy: Policy) -> int:
+    def score_count(self, policy: Policy) -> int:
+        """Of how many parameters a record can keep scores. **Raises:** `InputError` when of none."""
         if not isinstance(self.stepper, Exact):
             raise InputError("scores: expected the exact chain; a time step takes many decisions as one")
         count = count_scores(policy)

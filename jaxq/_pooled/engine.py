@@ -1,4 +1,4 @@
-"""The pooled engine: counts by class and group, at a cost that does not depend on the number of GPUs."""
+"""The pooled engine: counts by class and group, whatever the number of GPUs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PooledEngine(AbstractReplicatedEngine):
 
     **Arguments:**
 
-    - `stepper`: `Leap(dt)` (time steps, at a cost that does not depend on n) or `Exact()` (one event after
+    - `stepper`: `Leap(dt)` (time steps, of tens of decisions at most) or `Exact()` (one event after
       another).
     - `generator`, `block`: as for `ClusterEngine`.
 
@@ -82,6 +82,9 @@ class PooledEngine(AbstractReplicatedEngine):
         if not isinstance(self.stepper, Leap):
             return super().windows(instance, n_gpus, horizon, warmup, n_windows)
         return Windows.plan(instance, n_gpus, horizon, warmup, n_windows or WINDOWS, EVENTS_PER_WINDOW)
+
+    def score_count(self, policy: Policy) -> int:
+        raise InputError("scores: expected the cluster engine, which alone knows the chances of decisions")
 
     def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
         """One line about how a run would go: the stepper and its step, the devices."""

@@ -7,18 +7,16 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._engine import arrivals
 from .._engine.base import Levels, Totals, choose_pool, choose_start, class_sum, draw, one_hot
 from .._engine.jump import jump
 from .._engine.random import Purpose, Stream, stream
+from .._engine.time_loops import jump_through
 from .._policy.base import Pool
 from . import chain
 from .chain import AbstractPooledChain, Counts, Event, admitted, applied, counted, placed
-
-STEPS_PER_CHECK = 16
 
 Mask = Bool[Array, " replications"]
 Index = Int[Array, " replications"]
@@ -162,15 +160,5 @@ def advance(
 ) -> tuple[ExactState, Totals]:
     """Run every replication through one window of `length` seconds (`steps` is for the other stepper)."""
     del steps
-    replications = chain.keys.shape[1]
-    none = jnp.zeros(replications, jnp.int32)
-    carry = (state, Totals.zeros(chain.shape.classes, replications), jnp.zeros(replications), none)
-
-    def unfinished(carry: tuple) -> Array:
-        return jnp.any(carry[2] < length)
-
-    def several(carry: tuple) -> tuple:
-        return lax.fori_loop(0, STEPS_PER_CHECK, lambda _, c: chain.step(c, window, length), carry)
-
-    state, totals, _, _ = lax.while_loop(unfinished, several, carry)
-    return state, totals
+    none = Totals.zeros(chain.shape.classes, chain.keys.shape[1])
+    return jump_through(lambda carry: chain.step(carry, window, length), state, none, length)

@@ -1,4 +1,4 @@
-"""The leap stepper of the pooled engine: the cost of a step does not depend on the number of GPUs.
+"""The leap stepper of the pooled engine: a step is tens of decisions at most, whatever the number of GPUs.
 
 A step draws how many of each event happen, and then takes decisions in turns: a turn decides for a block of
 GPUs or requests at once, so large that some tens of turns are enough. The last blocks of starts are ever
@@ -20,6 +20,7 @@ from .._engine import counts as samplers
 from .._engine.base import Levels, PerClass, Totals, choose_pool, choose_start, class_sum, one_hot
 from .._engine.gpu_words import PerReplication
 from .._engine.random import Purpose, Stream, stream
+from .._engine.time_loops import step_through
 from .._policy.base import Pool
 from . import chain
 from .chain import AbstractPooledChain, Counts, Event, admitted, applied, counted, placed
@@ -32,9 +33,6 @@ GOLDEN = 0.6180339887
 
 SURE = 1.0 - 1e-6
 """Chances above this count as 1."""
-
-STEPS_PER_SUM = 128
-"""Steps whose integrals are added up before they join those of the window."""
 
 
 class LeapState(eqx.Module):
@@ -98,13 +96,16 @@ class Chain(AbstractPooledChain):
         arriving = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
         ended = left[2 + buffers]
         beside = busy * numbers.mu_mixed / jnp.maximum(rate, 1e-30)
+        # Rounded up with the chance that is left over.
+        rounding = rand(Purpose.SOLO).uniforms(jnp.arange(classes)[:, None])
+        ended_busy = jnp.minimum(jnp.floor(beside * ended + rounding).astype(jnp.int32), ended)
         return Event(
             arrived=self.once(samplers.poisson(mean, arriving)),
             abandoned_prefill=left[0],
             abandoned_decode=left[1 : 1 + buffers],
             finished=left[1 + buffers],
-            ended_busy=jnp.round(beside * ended).astype(jnp.int32),
-            ended_idle=ended - jnp.round(beside * ended).astype(jnp.int32),
+            ended_busy=ended_busy,
+            ended_idle=ended - ended_busy,
             ended_solo=left[3 + buffers],
         )
 
@@ -235,11 +236,4 @@ def advance(
     def body(index: Array, carry: tuple[LeapState, Totals]) -> tuple:
         return chain.step(*carry, window, index, dt)
 
-    def several(group: Array, carry: tuple) -> tuple:
-        # A small number added again and again to a large float32 sum rounds the same way each time.
-        state, totals = carry
-        first = group * STEPS_PER_SUM
-        state, added = lax.fori_loop(first, jnp.minimum(first + STEPS_PER_SUM, steps), body, (state, none))
-        return state, jax.tree.map(jnp.add, totals, added)
-
-    return lax.fori_loop(0, -(-steps // STEPS_PER_SUM), several, (state, none))
+    return step_through(body, state, none, steps)
