@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._errors import InputError as InputError
     from ._errors import PlanError as PlanError
     from ._errors import SimulationError as SimulationError
+    from ._fluid.engine import FluidEngine as FluidEngine
     from ._gradient.finite_difference import FiniteDifference as FiniteDifference
     from ._gradient.pathwise import Pathwise as Pathwise
     from ._gradient.score_function import ScoreFunction as ScoreFunction
@@ -61,6 +62,7 @@ _HOMES = {
     "_engine.record": ("Record",),
     "_engine.steppers": ("Exact", "Leap"),
     "_errors": ("InputError", "PlanError", "SimulationError"),
+    "_fluid.engine": ("FluidEngine",),
     "_gradient.finite_difference": ("FiniteDifference",),
     "_gradient.pathwise": ("Pathwise",),
     "_gradient.score_function": ("ScoreFunction",),

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._errors import InputError
 from ._result import QUANTITIES, RATIOS, Result
-from ._statistics import PairedDifference, paired_difference
+from ._statistics import Estimate, PairedDifference, paired_difference
 
 MEASURES = ("revenue_bundled", "revenue_separate", "completion_rate")
 """Compared unless told otherwise; any average of `QUANTITIES` can be."""
@@ -120,6 +120,9 @@ def _pairs(result: Result, reference: Result, name: str) -> tuple[np.ndarray, np
 
 
 def _difference(result: Result, reference: Result, name: str) -> PairedDifference:
+    if result.record.is_fluid:
+        exact = Estimate.exact(np.asarray(result.estimate(name).mean - reference.estimate(name).mean))
+        return PairedDifference(exact, np.full_like(exact.mean, np.nan))
     return paired_difference(*_pairs(result, reference, name))
 
 

@@ -79,6 +79,9 @@ RATIOS = (
 )
 """Those of `QUANTITIES` that are ratios of two averages; the others are averages over time."""
 
+STILL = 1e-3
+"""Relative change of the revenue after the warm-up above which a path in the fluid limit still moves."""
+
 _SOURCES = {
     "prefills": "prefills",
     "decodes_mixed": "decodes_mixed",
@@ -107,8 +110,9 @@ class Result:
 
     - `instance`, `policy_name`: what was simulated.
     - `record`: events and time integrals, by window, class and replication.
-    - `horizon`, `warmup`: simulated seconds from the empty start, and how many of them were discarded.
-    - `key`: the random key, as its generator's name and its words in hexadecimal.
+    - `horizon`, `warmup`: simulated seconds from the empty start, and how many of them were discarded; a
+      horizon of infinity stands for the steady state of the fluid limit.
+    - `key`: the random key, as its generator's name and its words in hexadecimal; empty in the fluid limit.
     - `first`: number of the first replication; the others follow.
     - `engine_description`: one line on how it was simulated.
     - `seconds`: wall-clock time that it took, compilation included.
@@ -132,8 +136,8 @@ class Result:
     # What was run.
 
     @property
-    def n_gpus(self) -> int:
-        """GPUs in the cluster, n."""
+    def n_gpus(self) -> int | None:
+        """GPUs in the cluster, n; None in the fluid limit."""
         return self.record.n_gpus
 
     @property
@@ -311,7 +315,9 @@ class Result:
         if name not in QUANTITIES:
             raise InputError(f"name: expected one of {', '.join(QUANTITIES)}, got {name!r}")
         if name not in self._estimates:
-            if name in RATIOS:
+            if self.record.is_fluid:
+                self._estimates[name] = Estimate.exact(np.asarray(self.per_replication(name)[0]))
+            elif name in RATIOS:
                 self._estimates[name] = ratio_estimate(*self._ratio(name, self._samples))
             else:
                 self._estimates[name] = Estimate.from_samples(self._samples(name))
@@ -360,7 +366,7 @@ class Result:
     def _totals(self, name: str) -> Float64[np.ndarray, "windows replications *classes"]:
         """Integral over each window after the warm-up of an average, per GPU."""
         if name in _SOURCES:
-            return np.moveaxis(self.record.measured(_SOURCES[name]), 1, 2) / self.n_gpus
+            return np.moveaxis(self.record.measured(_SOURCES[name]), 1, 2) / (self.n_gpus or 1)
         prefills = _over_classes(self._totals("prefills"))
         if name == "prefill_utilisation":
             return prefills
@@ -429,11 +435,11 @@ class Result:
 
         `"revenue"` (of the instance's scheme), `"in service"` (prefills and decodes) and `"waiting"` (both
         queues); a start that differs counts from a bias of 0.1 %, and of 1 % for those that wait. Each series
-        takes a third of the false-alarm rate of 1e-3. Empty with too few windows: 8, or 32 for a single
-        replication.
+        takes a third of the false-alarm rate of 1e-3. Empty with too few windows (8, or 32 for a single
+        replication), and in the fluid limit, where nothing varies by chance.
         """
         fewest = FEWEST_WINDOWS if self.replications > 1 else FEWEST_WINDOWS_ALONE
-        if len(self.record.measured_durations) < fewest:
+        if self.record.is_fluid or len(self.record.measured_durations) < fewest:
             return {}
         slots = self.series("slot_utilisation")
         waiting = _over_classes(self.series("prefill_queue") + self.series("decode_queue"))
@@ -457,10 +463,10 @@ class Result:
 
     @property
     def batches(self) -> BatchMeans | None:
-        """The revenue's batch means and whether batches are correlated; None with several replications or few
-        windows."""
+        """The revenue's batch means and whether batches are correlated; None with several replications, few
+        windows or in the fluid limit."""
         windows = len(self.record.measured_durations)
-        if self.replications > 1 or windows < FEWEST_BATCHES:
+        if self.record.is_fluid or self.replications > 1 or windows < FEWEST_BATCHES:
             return None
         series = self.series(f"revenue_{self.instance.pricing.scheme}")[:, 0]
         return batch_means(series, min(BATCHES, windows))
@@ -478,6 +484,14 @@ class Result:
                 "batches of the single replication are correlated, so that intervals are too narrow; "
                 "use a longer horizon or several replications"
             )
+        if self.record.is_fluid:
+            revenue = self.series(f"revenue_{self.instance.pricing.scheme}")[:, 0]
+            moved = abs(revenue[-1] - revenue[0])
+            if moved > STILL * abs(revenue[-1]):
+                lines.append(
+                    f"the path still moves: the revenue changes by {moved:.3g} from the first to the last "
+                    f"window; use a warm-up above {self.warmup:g} s, or a horizon of inf (the steady state)"
+                )
         return lines
 
     # Records.

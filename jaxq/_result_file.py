@@ -108,8 +108,9 @@ def load_result(path: str | os.PathLike[str]) -> Result:
 
 def _attributes(result: Result) -> dict[str, Any]:
     """What stands beside the arrays; enough to make the result again."""
+    size = "in the fluid limit" if result.n_gpus is None else f"on {result.n_gpus} GPUs"
     attributes = {
-        "title": f"jaxq: {result.policy_name} on {result.n_gpus} GPUs, {result.instance.name}",
+        "title": f"jaxq: {result.policy_name} {size}, {result.instance.name}",
         "jaxq_format": FORMAT,
         "instance_toml": instance_to_toml(result.instance),
         "versions": json.dumps(result.versions),
@@ -121,9 +122,10 @@ def _attributes(result: Result) -> dict[str, Any]:
         "warmup": float(result.warmup),
         "seconds": float(result.seconds),
         "first": int(result.first),
-        "n_gpus": int(result.n_gpus),
         "warmup_windows": int(result.record.warmup_windows),
     }
+    if result.n_gpus is not None:
+        attributes["n_gpus"] = int(result.n_gpus)
     if result.dt is not None:
         attributes["dt"] = float(result.dt)
     return attributes
@@ -159,11 +161,12 @@ def _result(dataset: xarray.Dataset) -> Result:
         return np.ascontiguousarray(dataset[name].values.astype(kind))
 
     names = (*COUNTS, *INTEGRALS, "events")
+    fluid = "n_gpus" not in attributes
     record = Record(
         durations=values("window_duration", np.float64),
-        final={name: values(f"final_{name}", np.int64) for name in FINAL},
+        final={name: values(f"final_{name}", np.float64 if fluid else np.int64) for name in FINAL},
         warmup_windows=int(attributes["warmup_windows"]),
-        n_gpus=int(attributes["n_gpus"]),
+        n_gpus=None if fluid else int(attributes["n_gpus"]),
         dt=float(attributes["dt"]) if "dt" in attributes else None,
         **{name: values(f"window_{name}", np.float64) for name in names},
     )

@@ -23,6 +23,9 @@ from ._result import Result
 MAX_BLOCKS = 64
 """How many times `replications` a run to a precision may take, when `max_replications` is not given."""
 
+REPLICATIONS = 64
+"""Replications when none are asked for."""
+
 FEWEST_REPLICATIONS = 8
 """Replications before an interval is trusted to stop a run."""
 
@@ -46,15 +49,20 @@ class StatisticsWarning(UserWarning):
 class Engine(Protocol):
     """What `simulate` needs of an engine; see `ClusterEngine`."""
 
+    @property
+    def is_fluid(self) -> bool:
+        """Whether it is the limit of many GPUs, without chance."""
+        ...
+
     def run(
         self,
         instance: Instance,
         policy: Policy,
         *,
-        n_gpus: int,
+        n_gpus: Any,
         horizon: float,
         warmup: float,
-        key: jax.Array,
+        key: Any,
         replications: int,
         first: int = 0,
         progress: Progress | None = None,
@@ -62,7 +70,7 @@ class Engine(Protocol):
         """Simulate replications `first`, `first + 1`, ...; each depends on the key and its number alone."""
         ...
 
-    def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
+    def describe(self, instance: Instance, policy: Policy, n_gpus: Any) -> str:
         """One line about how it simulates."""
         ...
 
@@ -71,10 +79,10 @@ def simulate(
     instance: Instance,
     policy: Policy,
     *,
-    n_gpus: Whole,
+    n_gpus: Whole | None = None,
     horizon: Seconds,
     warmup: Seconds,
-    replications: Whole = 64,
+    replications: Whole | None = None,
     key: Whole | jax.Array | None = None,
     first: Whole = 0,
     engine: Engine | None = None,
@@ -96,9 +104,10 @@ def simulate(
     **Arguments:**
 
     - `instance`, `policy`: what to simulate.
-    - `n_gpus`: GPUs in the cluster, n.
-    - `horizon`, `warmup`: simulated seconds, and how many of them to discard; `warmup` below `horizon`.
-    - `replications`: independent replications, or how many a block has.
+    - `n_gpus`: GPUs in the cluster, n; None with `FluidEngine`, and only there.
+    - `horizon`, `warmup`: simulated seconds, and how many of them to discard; `warmup` below `horizon`. With
+      `FluidEngine`, `math.inf` and 0 ask for the steady state.
+    - `replications`: independent replications, or how many a block has; 64 when None.
     - `key`: a whole number from 0 to 2**32 - 1 (0 when None), or a JAX key. Results with the same key can be
       compared by pairs.
     - `first`: number of the first replication; runs with other numbers are independent.
@@ -110,10 +119,18 @@ def simulate(
 
     **Raises:** `InputError`, naming the argument and what would be right.
     """
-    numbers = {"n_gpus": _whole("n_gpus", n_gpus, 1), **_times(horizon, warmup)}
-    replications, first = _whole("replications", replications, 1), _whole("first", first, 0)
-    budget = _Budget.of(replications, precision, max_replications, time_limit)
     engine = _default_engine() if engine is None else engine
+    times = _times(horizon, warmup, engine.is_fluid)
+    if engine.is_fluid:
+        chance = {"n_gpus": n_gpus, "replications": replications, "key": key, "precision": precision}
+        given = [name for name, value in chance.items() if value is not None]
+        if given:
+            raise InputError(f"{given[0]}: expected None with the fluid engine, which has no chance")
+        return _fluid_result(engine, instance, policy, times, progress)
+    numbers = {"n_gpus": _whole("n_gpus", n_gpus, 1), **times}
+    replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
+    first = _whole("first", first, 0)
+    budget = _Budget.of(replications, precision, max_replications, time_limit)
     random_key = _random_key(key)
     run = functools.partial(engine.run, instance, policy, **numbers, key=random_key, progress=progress)
     result = Result(
@@ -135,6 +152,37 @@ def simulate(
     result = replace(result, stopped_because=reason)
     for line in result.cautions():
         warnings.warn(line, StatisticsWarning, stacklevel=2)
+    return result
+
+
+def _fluid_result(
+    engine: Engine, instance: Instance, policy: Policy, times: dict[str, float], progress: Progress | None
+) -> Result:
+    """The limit of many GPUs."""
+    started = time.perf_counter()
+    horizon, warmup = times["horizon"], times["warmup"]
+    record = engine.run(
+        instance,
+        policy,
+        n_gpus=None,
+        horizon=horizon,
+        warmup=warmup,
+        key=None,
+        replications=1,
+        progress=progress,
+    )
+    result = Result(
+        instance=instance,
+        policy_name=policy.name,
+        record=record,
+        horizon=horizon,
+        warmup=warmup,
+        key="",
+        engine_description=engine.describe(instance, policy, None),
+        seconds=time.perf_counter() - started,
+    )
+    for line in result.cautions():
+        warnings.warn(line, StatisticsWarning, stacklevel=3)
     return result
 
 
@@ -190,9 +238,12 @@ def _default_engine() -> Engine:
     return ClusterEngine()
 
 
-def _times(horizon: Any, warmup: Any) -> dict[str, float]:
-    """Horizon and warm-up in s, when they leave something to measure."""
-    horizon, warmup = _number("horizon", horizon), _number("warmup", warmup)
+def _times(horizon: Any, warmup: Any, endless: bool) -> dict[str, float]:
+    """Horizon and warm-up in s, when they leave something to measure; a horizon without end if allowed."""
+    warmup = _number("warmup", warmup)
+    if endless and isinstance(horizon, float) and horizon == math.inf:
+        return {"horizon": math.inf, "warmup": warmup}
+    horizon = _number("horizon", horizon)
     if horizon <= 0:
         raise InputError(f"horizon: expected a positive number of seconds, got {horizon:g}")
     if not 0 <= warmup < horizon:

@@ -33,7 +33,8 @@ class Estimate:
     """A mean over independent replications (or batches), with what is known of its error.
 
     - `mean`, `standard_error`: of the same shape; the standard error of a single replication is NaN.
-    - `count`: the number of replications, R; intervals use Student's t with R - 1 degrees of freedom.
+    - `count`: the number of replications, R; intervals use Student's t with R - 1 degrees of freedom. 0 for a
+      value that is known without error.
     """
 
     mean: Average
@@ -49,9 +50,16 @@ class Estimate:
         values = _array(samples, "samples")
         return Moments.empty(values.shape[1:]).add(values).estimate()
 
+    @classmethod
+    def exact(cls, value: Average) -> Estimate:
+        """A value that is known without error."""
+        return cls(value, np.zeros_like(value), 0)
+
     @property
     def half_width(self) -> Average:
         """Half the width of the 95 % interval."""
+        if self.count == 0:
+            return np.zeros_like(self.mean)
         return np.asarray(student_quantile(self.count - 1, CONFIDENCE) * self.standard_error)
 
     @property

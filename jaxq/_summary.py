@@ -109,7 +109,7 @@ def plan_levels(plan: Plan) -> dict[str, Any]:
 
 
 def comparison_dicts(
-    results: Mapping[tuple[str, int], Result], baseline: str | None = None
+    results: Mapping[tuple[str, Any], Result], baseline: str | None = None
 ) -> list[dict[str, Any]]:
     """At each number of GPUs, how far each policy is ahead of a baseline (the first policy when None).
 

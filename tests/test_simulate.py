@@ -31,6 +31,8 @@ class FakeEngine:
     `drift` is added at the start and dies out.
     """
 
+    is_fluid = False
+
     def __init__(self, spread: float = 4.0, drift: float = 0.0):
         self.spread, self.drift = spread, drift
         self.calls: list[dict[str, Any]] = []

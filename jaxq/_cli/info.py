@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._summary import environment_dict
+from .engines import ReplicatedEngineName, Stepper, make_engine
 from .environment import cache_folder, configure_jax
 from .options import (
     Json,
@@ -17,7 +18,7 @@ from .options import (
     read_instance,
     whole_numbers,
 )
-from .simulate import EngineName, Stepper, check_times, make_engine
+from .simulate import check_times
 
 if TYPE_CHECKING:
     from .._engine.replicated import AbstractReplicatedEngine
@@ -34,7 +35,7 @@ def info(
     replications: Annotated[int, typer.Option(help="Replications.")] = 64,
     horizon: Annotated[float, typer.Option(help="Simulated seconds.")] = 1500.0,
     warmup: Annotated[float, typer.Option(help="Seconds of them that are discarded.")] = 300.0,
-    engine: EngineName = "cluster",
+    engine: ReplicatedEngineName = "cluster",
     stepper: Stepper = None,
     dt: Annotated[float | None, typer.Option(help="Step of leap, s.", show_default="chosen")] = None,
     json: Json = False,

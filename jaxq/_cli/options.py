@@ -34,6 +34,13 @@ Seed = Annotated[
     int, typer.Option("--seed", help="Seed of the random numbers; the same seed, the same results.")
 ]
 
+OptionalSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", help="Seed of the random numbers; the same seed, the same results.", show_default="0"
+    ),
+]
+
 MAX_SEED = 2**32 - 1
 
 

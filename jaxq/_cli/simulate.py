@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import abc
+import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +15,12 @@ import typer
 
 from .._errors import InputError
 from .._summary import comparison_dicts, plan_dict, write_json
+from .engines import ENGINES, EngineName, Level, Stepper, make_engine, make_fluid_engine
 from .environment import configure_jax
 from .options import (
     InstanceFile,
     Json,
-    Seed,
+    OptionalSeed,
     check_number,
     check_seed,
     policy_references,
@@ -28,33 +31,11 @@ from .options import (
 
 if TYPE_CHECKING:
     from .._engine.replicated import AbstractReplicatedEngine
+    from .._fluid.engine import FluidEngine
     from .._instance import Instance
     from .._policy.base import Policy
     from .._progress import ProgressBars
     from .._result import Result
-
-ENGINES = ("cluster", "pooled")
-
-STEPPERS = ("exact", "leap")
-
-EngineName = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        metavar="cluster|pooled",
-        help="cluster: every GPU, every policy. pooled: counts by class and group, for policies with a "
-        "partition and up to a million GPUs.",
-    ),
-]
-
-Stepper = Annotated[
-    str | None,
-    typer.Option(
-        metavar="exact|leap",
-        help="exact: the exact law of the engine. leap: time steps, quicker when n is large.",
-        show_default="exact with cluster, leap with pooled",
-    ),
-]
 
 
 def simulate(
@@ -65,16 +46,27 @@ def simulate(
             metavar="NAME[,NAME...]", help="Policies: see `jaxq policies`; my_module:MyPolicy; or all."
         ),
     ] = "gate_and_route",
-    gpus: Annotated[str, typer.Option(metavar="N[,N...]", help="Numbers of GPUs.")] = "50",
-    replications: Annotated[int, typer.Option(help="Independent replications.")] = 64,
-    horizon: Annotated[float, typer.Option(help="Simulated seconds, from an empty cluster.")] = 1500.0,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="N[,N...]", help="Numbers of GPUs.", show_default="50")
+    ] = None,
+    replications: Annotated[
+        int | None, typer.Option(help="Independent replications.", show_default="64")
+    ] = None,
+    horizon: Annotated[
+        float,
+        typer.Option(
+            help="Simulated seconds, from an empty cluster; inf with --engine fluid: the steady state, by a "
+            "root finder."
+        ),
+    ] = 1500.0,
     warmup: Annotated[float, typer.Option(help="Seconds of them that are discarded.")] = 300.0,
     engine: EngineName = "cluster",
+    level: Level = None,
     stepper: Stepper = None,
     dt: Annotated[
         float | None, typer.Option(help="Step of leap, s.", show_default="chosen from the instance's rates")
     ] = None,
-    seed: Seed = 0,
+    seed: OptionalSeed = None,
     precision: Annotated[
         float | None,
         typer.Option(
@@ -104,23 +96,36 @@ def simulate(
       jaxq simulate cluster.toml --policy gate_and_route,sarathi --gpus 50,200
       jaxq simulate cluster.toml --policy all --gpus 500 --stepper leap --json > records.json
       jaxq simulate cluster.toml --engine pooled --policy gate_and_route --gpus 1000,1000000
+      jaxq simulate cluster.toml --engine fluid --policy all --horizon inf
       jaxq simulate cluster.toml --policy my_module:MyPolicy --precision 0.001 --out runs/mine
     """
-    sizes, references = whole_numbers(gpus, "--gpus"), policy_references(policy)
+    chance = {"gpus": gpus, "replications": replications, "seed": seed, "stepper": stepper, "dt": dt}
+    chance |= {"precision": precision, "time_limit": time_limit}
+    sizes = whole_numbers("50" if gpus is None else gpus, "--gpus")
+    replications = 64 if replications is None else replications
     whole_numbers(str(replications), "--replications")
+    seed = 0 if seed is None else seed
     check_seed(seed)
-    check_times(horizon, warmup)
+    references = policy_references(policy)
+    check_times(horizon, warmup, endless=engine == "fluid")
     check_precision(precision, time_limit)
+    if engine not in ENGINES:
+        raise InputError(f"--engine: expected {', '.join(ENGINES)}; got {engine!r}")
+    if level is not None and engine != "fluid":
+        raise InputError("--level: expected only with --engine fluid")
     instance = read_instance(file)
     configure_jax()
     from .._policy.load import load_policy
 
-    made = make_engine(engine, stepper, dt)
-    run = Run(made, instance, replications, horizon, warmup, seed, precision, time_limit)
+    if engine == "fluid":
+        run = FluidRun(make_fluid_engine(level, chance), instance, horizon, warmup)
+    else:
+        made = make_engine(engine, stepper, dt)
+        run = ReplicatedRun(made, instance, horizon, warmup, sizes, replications, seed, precision, time_limit)
     found = [load_policy(reference, instance) for reference in references]
-    run.check(found, sizes)
-    results = _simulate_all(run, references, found, sizes, out)
-    summary = _summary(instance, results, seed)
+    run.check(found)
+    results = _simulate_all(run, references, found, out)
+    summary = _summary(instance, results, run.seed)
     if out is not None:
         write_json(summary, out / "simulate.json")
     if json:
@@ -129,69 +134,113 @@ def simulate(
         print_results(list(results.values()))
 
 
-@dataclass(frozen=True)
-class Run:
+class AbstractRun(abc.ABC):
     """What all records of a command share."""
+
+    instance: Instance
+    sizes: Sequence[int | None]
+    seed: int | None
+
+    @abc.abstractmethod
+    def check(self, policies: Sequence[Policy]) -> None:
+        """Refuse what cannot be simulated, before any work."""
+
+    @abc.abstractmethod
+    def result(self, policy: Policy, n_gpus: int | None, progress: Callable[[int, int], None]) -> Result:
+        """One record."""
+
+    def simulate(self, policy: Policy, label: str, n_gpus: int | None, bars: ProgressBars) -> Result:
+        """One record, with its progress and, on stderr, what makes its intervals doubtful."""
+        from .._simulate import StatisticsWarning
+
+        label = f"{label}, n = {size_name(n_gpus)}"
+        report = bars.start(label)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StatisticsWarning)
+            result = self.result(policy, n_gpus, report)
+        gap = result.gap()
+        bars.finish(
+            f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s"
+        )
+        for line in result.cautions():
+            bars.note(f"jaxq: warning: {label}: {line}")
+        return result
+
+
+@dataclass(frozen=True)
+class ReplicatedRun(AbstractRun):
+    """Records of a stochastic engine."""
 
     engine: AbstractReplicatedEngine
     instance: Instance
-    replications: int
     horizon: float
     warmup: float
+    sizes: Sequence[int]
+    replications: int
     seed: int
     precision: float | None = None
     time_limit: float | None = None
 
-    def check(self, policies: Sequence[Policy], sizes: Sequence[int]) -> None:
+    def check(self, policies: Sequence[Policy]) -> None:
         """Refuse a step that is too long, and what does not fit the free memory, before any work."""
         from .._memory import check_memory
 
+        times = {"horizon": self.horizon, "warmup": self.warmup}
         for policy in policies:
-            for n_gpus in sizes:
+            for n_gpus in self.sizes:
                 self.engine.describe(self.instance, policy, n_gpus)
-                check_memory(
-                    self.engine,
-                    self.instance,
-                    policy,
-                    n_gpus,
-                    self.replications,
-                    horizon=self.horizon,
-                    warmup=self.warmup,
-                )
+                check_memory(self.engine, self.instance, policy, n_gpus, self.replications, **times)
 
-    def simulate(self, policy: Policy, label: str, n_gpus: int, bars: ProgressBars) -> Result:
-        """One record, with its progress and, on stderr, what makes its intervals doubtful."""
-        from .._simulate import StatisticsWarning, simulate
+    def result(self, policy: Policy, n_gpus: int | None, progress: Callable[[int, int], None]) -> Result:
+        from .._simulate import simulate
 
-        report = bars.start(f"{label}, n = {n_gpus}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", StatisticsWarning)
-            result = simulate(
-                self.instance,
-                policy,
-                n_gpus=n_gpus,
-                horizon=self.horizon,
-                warmup=self.warmup,
-                replications=self.replications,
-                key=self.seed,
-                engine=self.engine,
-                precision=self.precision,
-                time_limit=self.time_limit,
-                progress=report,
-            )
-        gap = result.gap()
-        bars.finish(
-            f"{label}, n = {n_gpus}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, "
-            f"{result.seconds:.1f} s"
+        return simulate(
+            self.instance,
+            policy,
+            n_gpus=n_gpus,
+            horizon=self.horizon,
+            warmup=self.warmup,
+            replications=self.replications,
+            key=self.seed,
+            engine=self.engine,
+            precision=self.precision,
+            time_limit=self.time_limit,
+            progress=progress,
         )
-        for line in result.cautions():
-            bars.note(f"jaxq: warning: {label}, n = {n_gpus}: {line}")
-        return result
 
 
-def check_times(horizon: float, warmup: float) -> None:
-    """Refuse a horizon or a warm-up that leaves nothing to measure."""
-    check_number(horizon, "--horizon", above=True)
+@dataclass(frozen=True)
+class FluidRun(AbstractRun):
+    """Records of the limit of many GPUs."""
+
+    engine: FluidEngine
+    instance: Instance
+    horizon: float
+    warmup: float
+    sizes: Sequence[None] = (None,)
+    seed: None = None
+
+    def check(self, policies: Sequence[Policy]) -> None:
+        for policy in policies:
+            self.engine.check(self.instance, policy)
+
+    def result(self, policy: Policy, n_gpus: int | None, progress: Callable[[int, int], None]) -> Result:
+        from .._simulate import simulate
+
+        return simulate(
+            self.instance,
+            policy,
+            horizon=self.horizon,
+            warmup=self.warmup,
+            engine=self.engine,
+            progress=progress,
+        )
+
+
+def check_times(horizon: float, warmup: float, endless: bool = False) -> None:
+    """Refuse a horizon or a warm-up that leaves nothing to measure; `endless`: a horizon may be infinite."""
+    if not (endless and horizon == math.inf):
+        check_number(horizon, "--horizon", above=True)
     check_number(warmup, "--warmup")
     if warmup >= horizon:
         raise InputError(f"--warmup: expected less than --horizon ({horizon:g} s), got {warmup:g}")
@@ -209,31 +258,9 @@ def check_precision(precision: float | None, time_limit: float | None) -> None:
         raise InputError("--time-limit: expected only with --precision; a run without it has a fixed length")
 
 
-def make_engine(engine: str, stepper: str | None, dt: float | None) -> AbstractReplicatedEngine:
-    """The engine that the options name.
-
-    **Raises:** `InputError` for an unknown engine or stepper, or a `--dt` without meaning.
-    """
-    if engine not in ENGINES:
-        raise InputError(f"--engine: expected cluster or pooled, got {engine!r}")
-    if stepper is None:
-        stepper = "exact" if engine == "cluster" else "leap"
-    if stepper not in STEPPERS:
-        raise InputError(f"--stepper: expected exact or leap, got {stepper!r}")
-    check_number(dt, "--dt", above=True)
-    if stepper == "exact" and dt is not None:
-        raise InputError("--dt: expected only with --stepper leap; the exact chain has no time step")
-    from .._engine.cluster import ClusterEngine
-    from .._engine.steppers import Exact, Leap
-    from .._pooled.engine import PooledEngine
-
-    kind = ClusterEngine if engine == "cluster" else PooledEngine
-    return kind(stepper=Exact() if stepper == "exact" else Leap(dt))
-
-
 def _simulate_all(
-    run: Run, references: Sequence[str], policies: Sequence[Policy], sizes: Sequence[int], out: Path | None
-) -> dict[tuple[str, int], Result]:
+    run: AbstractRun, references: Sequence[str], policies: Sequence[Policy], out: Path | None
+) -> dict[tuple[str, int | None], Result]:
     """Every policy at every number of GPUs, saved as soon as it is done."""
     from .._output import writable_folder
     from .._progress import progress_bars
@@ -241,9 +268,9 @@ def _simulate_all(
     if out is not None:
         writable_folder(out)
     results = {}
-    with progress_bars(len(policies) * len(sizes)) as bars:
+    with progress_bars(len(policies) * len(run.sizes)) as bars:
         for reference, policy in zip(references, policies, strict=True):
-            for n_gpus in sizes:
+            for n_gpus in run.sizes:
                 result = run.simulate(policy, reference, n_gpus, bars)
                 results[reference, n_gpus] = result
                 if out is not None:
@@ -251,12 +278,19 @@ def _simulate_all(
     return results
 
 
-def record_name(reference: str, n_gpus: int) -> str:
+def record_name(reference: str, n_gpus: int | None) -> str:
     """The file name of a record."""
-    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', reference)}_n{n_gpus}.nc"
+    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', reference)}_n{size_name(n_gpus)}.nc"
 
 
-def _summary(instance: Instance, results: dict[tuple[str, int], Result], seed: int) -> dict[str, Any]:
+def size_name(n_gpus: int | None) -> str:
+    """A number of GPUs, infinite in the fluid limit."""
+    return "inf" if n_gpus is None else str(n_gpus)
+
+
+def _summary(
+    instance: Instance, results: dict[tuple[str, int | None], Result], seed: int | None
+) -> dict[str, Any]:
     """The plan, the records and the paired comparisons, for JSON."""
     from .._plan import solve_plan
 
@@ -280,7 +314,7 @@ def print_results(results: Sequence[Result]) -> None:
         rows.append(
             (
                 result.policy_name,
-                str(result.n_gpus),
+                size_name(result.n_gpus),
                 f"{revenue.mean:.2f} ± {revenue.half_width:.2f}",
                 f"{100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}",
                 str(result.replications),

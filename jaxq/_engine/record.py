@@ -25,6 +25,8 @@ PerWindow = Float64[np.ndarray, "windows classes replications"]
 class Record(eqx.Module):
     """What happened in a run from an empty cluster, for the whole cluster, on the host in float64.
 
+    In the fluid limit everything is per GPU, and counts are no whole numbers.
+
     - `durations`: length of each window of time, s.
     - `arrivals`, `abandoned_prefill`, `prefills_completed`, `abandoned_decode`, `completions`: events in each
       window ([Lin26] eq. 15-20).
@@ -33,7 +35,7 @@ class Record(eqx.Module):
     - `events`: steps of the chain that changed the state, for speed.
     - `final`: numbers in the system at the end, for each name in `FINAL`.
     - `warmup_windows`: how many of the first windows lie before the end of the warm-up.
-    - `n_gpus`: GPUs in the cluster, n.
+    - `n_gpus`: GPUs in the cluster, n; None in the fluid limit.
     - `dt`: the time step of a time-stepped run, s; None for the exact chain.
     - `scores`: where they were asked for, the sum over the random decisions of each window of
       d/dtheta log(chance of the choice), for the parameters of a random gate, then of a random router.
@@ -54,9 +56,9 @@ class Record(eqx.Module):
     prefill_queue: PerWindow
     decode_queue: PerWindow
     events: Float64[np.ndarray, "windows replications"]
-    final: dict[str, Int64[np.ndarray, "classes replications"]]
+    final: dict[str, Int64[np.ndarray, "classes replications"] | Float64[np.ndarray, "classes replications"]]
     warmup_windows: int = eqx.field(static=True)
-    n_gpus: int = eqx.field(static=True)
+    n_gpus: int | None = eqx.field(static=True)
     dt: float | None = eqx.field(static=True, default=None)
     scores: Float64[np.ndarray, "windows parameters replications"] | None = None
 
@@ -78,6 +80,11 @@ class Record(eqx.Module):
             raise InputError(f"record.final: expected shape {(classes, replications)} for every stage")
         if not 0 <= self.warmup_windows < windows:
             raise InputError(f"record.warmup_windows: expected 0 to {windows - 1}, got {self.warmup_windows}")
+
+    @property
+    def is_fluid(self) -> bool:
+        """Whether it is the fluid limit: per GPU, without chance."""
+        return self.n_gpus is None
 
     @property
     def n_classes(self) -> int:

@@ -47,6 +47,11 @@ class AbstractReplicatedEngine(eqx.Module):
     block: eqx.AbstractVar[int | None]
 
     @property
+    def is_fluid(self) -> bool:
+        """Whether it is the limit of many GPUs: no."""
+        return False
+
+    @property
     @abc.abstractmethod
     def chain(self) -> ModuleType:
         """The module whose chain the stepper follows; see `Program`."""

@@ -34,15 +34,21 @@ class Windows:
     ) -> Windows:
         """`measured` windows after the warm-up, and at most as many before, of about the same length; in
         parts of at most so many events, about."""
-        length = (horizon - warmup) / measured
-        before = min(measured, math.ceil(warmup / length - 1e-9))
-        longest = max(length, warmup / before) if before else length
+        lengths, before = window_lengths(horizon, warmup, measured)
         # Each request makes at most four events: arrival, two completions or an abandonment, and a null
         # event.
         rate = 4 * n_gpus * float(np.sum(instance.workload.arrival_rate))
-        parts = max(1, math.ceil(longest * rate / events))
-        lengths = (warmup / before,) * before if before else ()
-        return cls(lengths=lengths + (length,) * measured, warmup=before, parts=parts)
+        parts = max(1, math.ceil(max(lengths) * rate / events))
+        return cls(lengths=lengths, warmup=before, parts=parts)
+
+
+def window_lengths(horizon: float, warmup: float, measured: int) -> tuple[tuple[float, ...], int]:
+    """Lengths in s of `measured` windows after the warm-up and at most as many before it, which come first,
+    and how many those are."""
+    length = (horizon - warmup) / measured
+    before = min(measured, math.ceil(warmup / length - 1e-9))
+    lengths = (warmup / before,) * before if before else ()
+    return lengths + (length,) * measured, before
 
 
 def pace(length: float, step: float | None) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from .._errors import InputError
 from .recipe import Recipe
+from .soft_choice import averaged_choice, with_none
 
 
 class Pool(enum.Enum):
@@ -87,6 +88,22 @@ class AbstractGate(eqx.Module):
         `uniform` is a random number in [0, 1), fresh for each decision, for gates that randomise.
         """
 
+    def chances(
+        self, observation: Observation, width: Float[Array, ""]
+    ) -> Float[Array, "classes_and_none *batch"]:
+        """The chance of each class, and (last) of starting nothing, as the fluid limit takes decisions.
+
+        Scores that differ by less than about `width`, of the size of the largest, share them. A gate whose
+        scores jump where another class becomes the best overrides this.
+        """
+
+        def scores(uniform: Float[Array, ""]) -> Float[Array, "classes *batch"]:
+            spread = jnp.full(observation.prefill_queue.shape[1:], uniform)
+            found = self.scores(observation, spread)
+            return jnp.where(observation.prefill_queue > 0, found, -jnp.inf)
+
+        return with_none(averaged_choice(scores, width))
+
 
 class AbstractRouter(eqx.Module):
     """Chooses where a request that finished its prefill decodes."""
@@ -106,6 +123,18 @@ class AbstractRouter(eqx.Module):
         the slot. At least one pool with room must have a finite score.
         """
 
+    def chances(
+        self, observation: Observation, request_class: Int[Array, "*batch"], width: Float[Array, ""]
+    ) -> Float[Array, "pools *batch"]:
+        """The chance of each pool, as the fluid limit takes decisions: see `AbstractGate.chances`."""
+
+        def scores(uniform: Float[Array, ""]) -> Float[Array, "pools *batch"]:
+            spread = jnp.full(request_class.shape, uniform)
+            found = self.preferences(observation, request_class, spread)
+            return jnp.where(observation.available > 0, found, -jnp.inf)
+
+        return averaged_choice(scores, width)
+
     def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
         """Weights with which a freed decode slot draws the next request among those that wait.
 
@@ -113,7 +142,7 @@ class AbstractRouter(eqx.Module):
         every buffer in proportion to the numbers waiting. Must be 0 where nobody waits.
         """
         del group
-        return jnp.asarray(observation.decode_queue, jnp.float32)
+        return jnp.asarray(observation.decode_queue, float)
 
     @property
     def buffers(self) -> tuple[Pool, ...]:

@@ -92,7 +92,7 @@ class FeedbackGate(AbstractRandomGate):
         seen, plan = observation.per_gpu(), self.plan
         planned = jnp.maximum(plan.prefills, UNPLANNED)
         unplanned = jnp.where(plan.prefills < UNPLANNED, 1.0, 0.0)
-        queue = jnp.asarray(observation.prefill_queue, jnp.float32)
+        queue = jnp.asarray(observation.prefill_queue, float)
         scores = (
             self.priority
             + self.bid_price * plan.bid_price
@@ -139,7 +139,7 @@ class AbstractFeedbackRouter(AbstractRandomRouter):
     def weights(
         self, observation: Observation, request_class: Int[Array, "*batch"]
     ) -> Float[Array, "pools *batch"]:
-        room = jnp.asarray(observation.available, jnp.float32)
+        room = jnp.asarray(observation.available, float)
         excess = total(observation.per_gpu().prefill_queue) - self.plan.prefill_queue
         beside = of_class(self.beside_prefill, request_class)
         waits = of_class(self.wait, request_class)
@@ -185,7 +185,7 @@ class GroupedFeedbackRouter(AbstractRandomRouter):
     def weights(
         self, observation: Observation, request_class: Int[Array, "*batch"]
     ) -> Float[Array, "pools *batch"]:
-        solo_room, with_room, without_room = jnp.asarray(observation.available[:3], jnp.float32)
+        solo_room, with_room, without_room = jnp.asarray(observation.available[:3], float)
         solo = jax.nn.sigmoid(of_class(self.to_solo, request_class))
         solo = jnp.where(observation.mixed_gpus >= observation.n_gpus, 0.0, solo)
         solo = jnp.where(observation.mixed_gpus <= 0, 1.0, solo)
@@ -203,7 +203,7 @@ class GroupedFeedbackRouter(AbstractRandomRouter):
         )
 
     def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
-        counts = jnp.asarray(observation.decode_queue, jnp.float32)
+        counts = jnp.asarray(observation.decode_queue, float)
         buffer = 0 if group is Pool.SOLO else 1
         return jnp.zeros_like(counts).at[buffer].set(counts[buffer])
 
@@ -216,7 +216,7 @@ def total(rows: Iterable[Any]) -> Array:
 
 def of_class(values: Float[Array, "classes *#batch"], request_class: Int[Array, "*batch"]) -> Array:
     """The number of each request's class."""
-    found = jnp.zeros(request_class.shape, jnp.float32)
+    found = jnp.zeros(request_class.shape, float)
     for c in range(values.shape[0]):
         found = jnp.where(request_class == c, values[c], found)
     return found

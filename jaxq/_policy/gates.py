@@ -8,9 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .base import AbstractGate, Observation
+from .soft_choice import soft_choice, with_none
 
 TIE = 1e-6
 """Relative difference below which two occupancy ratios count as tied."""
+
+FAR_BEHIND = 1e6
+"""In the fluid limit: what classes that the plan never starts are behind the others, in ratios X_i / x_i."""
 
 
 class OccupancyGate(AbstractGate):
@@ -36,6 +40,16 @@ class OccupancyGate(AbstractGate):
         excess = observation.prefill_queue - observation.n_gpus * self.prefill_queue
         return jnp.where(tied, excess, -jnp.inf)
 
+    def chances(
+        self, observation: Observation, width: Float[Array, ""]
+    ) -> Float[Array, "classes_and_none *batch"]:
+        planned, n = self.prefills > 0, observation.n_gpus
+        ratio = observation.prefills / (n * jnp.where(planned, self.prefills, 1.0))
+        excess = observation.prefill_queue / n - self.prefill_queue
+        scores = jnp.where(planned, -ratio, jnp.arctan(excess) - FAR_BEHIND)
+        scores = jnp.where(observation.prefill_queue > 0, scores, -jnp.inf)
+        return with_none(soft_choice(scores, width, tie=0.0))
+
 
 class QueueGate(AbstractGate):
     """Starts the class whose queue is furthest above the plan: the largest Q_p,i - n q_p,i.
@@ -49,6 +63,13 @@ class QueueGate(AbstractGate):
         self, observation: Observation, uniform: Float[Array, "*batch"]
     ) -> Float[Array, "classes *batch"]:
         return observation.prefill_queue - observation.n_gpus * self.prefill_queue
+
+    def chances(
+        self, observation: Observation, width: Float[Array, ""]
+    ) -> Float[Array, "classes_and_none *batch"]:
+        scores = observation.prefill_queue / observation.n_gpus - self.prefill_queue
+        scores = jnp.where(observation.prefill_queue > 0, scores, -jnp.inf)
+        return with_none(soft_choice(scores, width, tie=0.0))
 
 
 class PriorityGate(AbstractGate):
@@ -77,7 +98,13 @@ class FcfsGate(AbstractGate):
     def scores(
         self, observation: Observation, uniform: Float[Array, "*batch"]
     ) -> Float[Array, "classes *batch"]:
-        return pick(jnp.asarray(observation.prefill_queue, jnp.float32), uniform)
+        return pick(jnp.asarray(observation.prefill_queue, float), uniform)
+
+    def chances(
+        self, observation: Observation, width: Float[Array, ""]
+    ) -> Float[Array, "classes_and_none *batch"]:
+        waiting = jnp.sum(observation.prefill_queue, axis=0)
+        return with_none(observation.prefill_queue / jnp.where(waiting > 0, waiting, 1.0))
 
 
 def pick(

@@ -55,7 +55,7 @@ class ClassTable(Fixed):
         seen = observation.per_gpu()
         shape = seen.prefills.shape
         planned = jnp.maximum(self.prefills, UNPLANNED)
-        queue = jnp.asarray(observation.prefill_queue, jnp.float32)
+        queue = jnp.asarray(observation.prefill_queue, float)
         own = [
             self.bid_price,
             self.output_ratio,
@@ -136,7 +136,7 @@ class NeuralRouter(AbstractRandomRouter):
         self, observation: Observation, request_class: Int[Array, "*batch"]
     ) -> Float[Array, "pools *batch"]:
         features = [of_class(value, request_class) for value in self.table.features(observation)]
-        room = jnp.asarray(observation.available, jnp.float32)
+        room = jnp.asarray(observation.available, float)
         scores = self.preference + jnp.stack(self.network(features)) + jnp.log(jnp.maximum(room, 1.0))
         return exponentials(jnp.where(room > 0, scores, -jnp.inf))
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .base import AbstractGate, AbstractRouter, Observation
 from .gates import pick
+from .soft_choice import with_none
 
 
 class AbstractRandomGate(AbstractGate):
@@ -26,6 +27,12 @@ class AbstractRandomGate(AbstractGate):
     ) -> Float[Array, "classes *batch"]:
         chosen = pick(self.weights(observation), uniform)
         return jnp.where(chosen[:-1] > 0, 1.0, -jnp.inf)
+
+    @final
+    def chances(
+        self, observation: Observation, width: Float[Array, ""]
+    ) -> Float[Array, "classes_and_none *batch"]:
+        return with_none(_shares(self.weights(observation))[:-1])
 
 
 class AbstractRandomRouter(AbstractRouter):
@@ -44,6 +51,17 @@ class AbstractRandomRouter(AbstractRouter):
     ) -> Float[Array, "pools *batch"]:
         weights = self.weights(observation, request_class)
         return jnp.where(observation.available > 0, pick(weights, uniform), -jnp.inf)
+
+    @final
+    def chances(
+        self, observation: Observation, request_class: Int[Array, "*batch"], width: Float[Array, ""]
+    ) -> Float[Array, "pools *batch"]:
+        return _shares(self.weights(observation, request_class))
+
+
+def _shares(weights: Float[Array, "choices *batch"]) -> Float[Array, "choices *batch"]:
+    total = jnp.sum(weights, axis=0)
+    return weights / jnp.where(total > 0, total, 1.0)
 
 
 def is_random(part: AbstractGate | AbstractRouter) -> bool:

@@ -91,19 +91,32 @@ class RandomisedRouter(AbstractRouter):
     def preferences(
         self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
     ) -> Float[Array, "pools *batch"]:
+        solo = uniform < self.solo_chance(observation, request_class)
+        never = jnp.full(request_class.shape, -jnp.inf)
+        first, second = jnp.where(solo, 2.0, never), jnp.where(solo, never, 2.0)
+        return jnp.stack([first, second, first - 1.0, second - 1.0])
+
+    def chances(
+        self, observation: Observation, request_class: Int[Array, "*batch"], width: Float[Array, ""]
+    ) -> Float[Array, "pools *batch"]:
+        solo = self.solo_chance(observation, request_class)
+        has_room = observation.available[:2] > 0
+        group = jnp.stack([solo, 1.0 - solo])
+        return jnp.concatenate([jnp.where(has_room, group, 0.0), jnp.where(has_room, 0.0, group)])
+
+    def solo_chance(
+        self, observation: Observation, request_class: Int[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """The chance that a request of a class goes to the solo group."""
         total = self.solo_flow + self.mixed_flow
         share = jnp.where(total > 0, self.solo_flow / jnp.where(total > 0, total, 1.0), 1.0)
         own = jnp.arange(share.shape[0]).reshape((-1,) + (1,) * request_class.ndim) == request_class
         probability = jnp.sum(jnp.where(own, share, 0.0), axis=0)
         probability = jnp.where(observation.mixed_gpus >= observation.n_gpus, 0.0, probability)
-        probability = jnp.where(observation.mixed_gpus <= 0, 1.0, probability)
-        solo = uniform < probability
-        never = jnp.full(request_class.shape, -jnp.inf)
-        first, second = jnp.where(solo, 2.0, never), jnp.where(solo, never, 2.0)
-        return jnp.stack([first, second, first - 1.0, second - 1.0])
+        return jnp.where(observation.mixed_gpus <= 0, 1.0, probability)
 
     def admission(self, observation: Observation, group: Pool) -> Float[Array, "buffers classes *batch"]:
-        counts = jnp.asarray(observation.decode_queue, jnp.float32)
+        counts = jnp.asarray(observation.decode_queue, float)
         buffer, flow = (0, self.solo_flow) if group is Pool.SOLO else (1, self.mixed_flow)
         waiting = counts[buffer]
         weighted = jnp.where(waiting > 0, flow, 0.0)

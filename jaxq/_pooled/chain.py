@@ -12,9 +12,6 @@ from .._engine.base import AbstractChain, Levels, PerClass, Totals, class_sum
 from .._engine.gpu_words import PerReplication
 from .._policy.base import Observation, Pool
 
-POOLS = (Pool.SOLO, Pool.MIXED, Pool.WAIT, Pool.WAIT_SOLO, Pool.WAIT_MIXED)
-"""The pools whose room follows from counts by group."""
-
 
 class Counts(eqx.Module):
     """Requests in each stage, by class and replication.

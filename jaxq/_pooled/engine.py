@@ -17,7 +17,7 @@ from .._errors import InputError
 from .._instance import Instance
 from .._policy.base import Policy
 from . import exact, leap
-from .chain import POOLS
+from .pools import check_pooled
 
 EVENTS_PER_STEP = 0.05
 """Largest expected number of events on one GPU in a step of `Leap`, when it chooses its step itself: short
@@ -61,16 +61,7 @@ class PooledEngine(AbstractReplicatedEngine):
         return 2**20
 
     def shape(self, instance: Instance, policy: Policy, n_gpus: int) -> Shape:
-        if policy.partition is None:
-            raise InputError(
-                f"policy {policy.name!r}: the pooled engine needs a partition; use the cluster engine"
-            )
-        wrong = [pool.name for pool in policy.router.pools if pool not in POOLS]
-        if wrong:
-            raise InputError(
-                f"policy {policy.name!r}: the pooled engine does not know which GPUs are in pool {wrong[0]}; "
-                "use the cluster engine"
-            )
+        check_pooled(policy, "the pooled engine", "use the cluster engine")
         return dataclasses.replace(shape_of(policy, 1, int(instance.batch_size), instance.n_classes), gpus=0)
 
     def events_per_step(self, policy: Policy) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float64, Int, Int32
 
+from .._double_precision import double_precision
 from .control import Control
 
 SPARE = 1.02
@@ -47,20 +47,11 @@ class _Process(NamedTuple):
 
 def solve(control: Control, tolerance: float) -> Solution:
     """Sweep until the bounds are within `tolerance` of each other, relatively, or `MAX_TICKS` sweeps."""
-    with _double_precision():
+    with double_precision():
         process = _Process(*(jnp.asarray(getattr(control, name)) for name in _Process._fields))
         found = _iterate(process, jnp.float64(tolerance), control.levels)
         _, rested, best, lower, upper, ticks = (np.asarray(array) for array in found)
     return Solution(float(lower), float(upper), int(ticks), _choices(control, rested, best))
-
-
-def _double_precision() -> contextlib.AbstractContextManager[Any]:
-    """float64 within, and the caller's setting again after: the bounds are differences of large values."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax import experimental  # before JAX 0.8
-
-    return experimental.enable_x64(True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _decide(

@@ -1,0 +1,95 @@
+"""Options that choose an engine, and the engine that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._errors import InputError
+from .options import check_number
+
+if TYPE_CHECKING:
+    from .._engine.replicated import AbstractReplicatedEngine
+    from .._fluid.engine import FluidEngine
+
+ENGINES = ("cluster", "pooled", "fluid")
+
+STEPPERS = ("exact", "leap")
+
+LEVELS = ("configuration", "pooled")
+
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="cluster|pooled|fluid",
+        help="cluster: every GPU, every policy. pooled: counts by class and group, for policies with a "
+        "partition and up to a million GPUs. fluid: the limit of infinitely many GPUs, without chance.",
+    ),
+]
+
+ReplicatedEngineName = Annotated[
+    str, typer.Option("--engine", metavar="cluster|pooled", help="The engine: see `jaxq simulate --help`.")
+]
+
+Stepper = Annotated[
+    str | None,
+    typer.Option(
+        metavar="exact|leap",
+        help="exact: the exact law of the engine. leap: time steps, quicker when n is large.",
+        show_default="exact with cluster, leap with pooled",
+    ),
+]
+
+Level = Annotated[
+    str | None,
+    typer.Option(
+        metavar="configuration|pooled",
+        help="With --engine fluid: the share of GPUs in each configuration, right for every policy; or "
+        "counts by class and group, the fluid model of the paper, for policies with a partition.",
+        show_default="configuration",
+    ),
+]
+
+
+def make_engine(engine: str, stepper: str | None, dt: float | None) -> AbstractReplicatedEngine:
+    """The stochastic engine that the options name.
+
+    **Raises:** `InputError` for an unknown engine or stepper, or a `--dt` without meaning.
+    """
+    if engine not in ENGINES[:2]:
+        raise InputError(f"--engine: expected cluster or pooled, got {engine!r}")
+    if stepper is None:
+        stepper = "exact" if engine == "cluster" else "leap"
+    if stepper not in STEPPERS:
+        raise InputError(f"--stepper: expected exact or leap, got {stepper!r}")
+    check_number(dt, "--dt", above=True)
+    if stepper == "exact" and dt is not None:
+        raise InputError("--dt: expected only with --stepper leap; the exact chain has no time step")
+    from .._engine.cluster import ClusterEngine
+    from .._engine.steppers import Exact, Leap
+    from .._pooled.engine import PooledEngine
+
+    kind = ClusterEngine if engine == "cluster" else PooledEngine
+    return kind(stepper=Exact() if stepper == "exact" else Leap(dt))
+
+
+def make_fluid_engine(level: str | None, chance: Mapping[str, Any]) -> FluidEngine:
+    """The fluid engine at a level.
+
+    **Arguments:** `chance`: options that speak of chance or of time steps; all must be None.
+
+    **Raises:** `InputError` for an unknown level, and for options without meaning.
+    """
+    level = LEVELS[0] if level is None else level
+    if level not in LEVELS:
+        raise InputError(f"--level: expected configuration or pooled, got {level!r}")
+    given = [name for name, value in chance.items() if value is not None]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise InputError(f"{option}: expected only with --engine cluster or pooled; the fluid limit has none")
+    from .._fluid.engine import FluidEngine
+
+    return FluidEngine(level=level)
