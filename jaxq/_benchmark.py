@@ -73,7 +73,7 @@ class RunningCluster:
         replications: int,
         seed: int = 0,
     ):
-        block = engine._block(instance, policy, n_gpus, replications)
+        block = engine.block_size(instance, policy, n_gpus, replications)
         program = engine._program(instance, policy, n_gpus, block)
         keys = replication_keys(jax.random.key(seed), np.arange(block))
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))

@@ -103,13 +103,16 @@ def run_main_job(
     tuned: Policy | None = None,
     seed: int = 0,
     command: str = "jaxq run",
+    kept: Path | None = None,
 ) -> MainJob:
     """Simulate every policy at every size of `effort`, and put together what a report needs.
 
     **Arguments:** `policies`: names of presets; `tuned`: one more policy, shown as `TUNED`; `command`: the
-    command line that repeats the run.
+    command line that repeats the run; `kept`: a folder in which replications are kept as they finish, and
+    from which an interrupted run goes on.
 
-    **Raises:** `InputError` when the memory does not suffice, `PlanError` when no plan exists.
+    **Raises:** `InputError` when the memory does not suffice, or `kept` is of another run; `PlanError` when
+    no plan exists.
     """
     started = time.perf_counter()
     plan = solve_plan(instance)
@@ -127,7 +130,10 @@ def run_main_job(
         for name, policy in made.items():
             compiled[name].result()
             for size in effort.sizes:
-                results[name, size.n_gpus] = _simulate(engine, instance, policy, size, effort, seed, bars)
+                folder = None if kept is None else kept / f"{name}_n{size.n_gpus}"
+                results[name, size.n_gpus] = _simulate(
+                    engine, instance, policy, size, effort, seed, bars, folder
+                )
     baseline = BASELINE if BASELINE in made else policies[0]
     shown = _policies_to_show(results, effort.sizes[effort.path_size].n_gpus, baseline)
     paths = [_sample_path(engine, instance, made[name], effort, seed, bars) for name in shown]
@@ -195,11 +201,13 @@ def _simulate(
     effort: Effort,
     seed: int,
     bars: ProgressBars,
+    folder: Path | None,
 ) -> Result:
     """One policy at one size."""
     label = f"{policy.name}, n = {size.n_gpus}"
     report = bars.start(label)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         warnings.simplefilter("ignore", StatisticsWarning)  # the report shows them
         result = simulate(
             instance,
@@ -211,7 +219,10 @@ def _simulate(
             key=seed,
             engine=engine,
             progress=report,
+            out=folder,
         )
+    for warning in caught:
+        bars.note(f"jaxq: warning: {warning.message}")
     gap = result.gap()
     bars.finish(f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s")
     return result

@@ -23,6 +23,7 @@ from ._statistics import (
     ratio_estimate,
     warmup_check,
 )
+from ._store.stored_record import StoredRecord
 from ._token_time import slot_time
 from ._versions import versions as current_versions
 
@@ -36,6 +37,9 @@ FEWEST_BATCHES = 8
 FEWEST_WINDOWS = 8
 FEWEST_WINDOWS_ALONE = 32
 """Windows after the warm-up that its check needs: with several replications, and with one."""
+
+WATCHED = 4096
+"""Replications that the check of the warm-up looks at, from the first on: enough, and few enough to keep."""
 
 FALSE_ALARM = 1e-3
 """How often a warm-up that was long enough is called too short, at most."""
@@ -99,6 +103,19 @@ _SOURCES = {
 Averages = Float64[np.ndarray, "samples *classes"]
 
 
+class _Kept(NamedTuple):
+    """What is needed of every replication of a record.
+
+    - `averages`: by name of those of `QUANTITIES` that are averages, one row a replication.
+    - `watched`: the series of `Result.warmup_checks`, by window and (of the first `WATCHED`) replication.
+    - `events`: of all replications together.
+    """
+
+    averages: dict[str, Averages]
+    watched: dict[str, Float64[np.ndarray, "windows replications"]]
+    events: float
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What `simulate` found, for one policy on one cluster.
@@ -109,7 +126,8 @@ class Result:
     units.
 
     - `instance`, `policy_name`: what was simulated.
-    - `record`: events and time integrals, by window, class and replication.
+    - `record`: events and time integrals, by window, class and replication; in memory, or in the files of a
+      run that was kept, of which one at a time is read.
     - `horizon`, `warmup`: simulated seconds from the empty start, and how many of them were discarded; a
       horizon of infinity stands for the steady state of the fluid limit.
     - `key`: the random key, as its generator's name and its words in hexadecimal; empty in the fluid limit.
@@ -117,13 +135,14 @@ class Result:
     - `engine_description`: one line on how it was simulated.
     - `seconds`: wall-clock time that it took, compilation included.
     - `stopped_because`: `"replications"` (all that were asked for are done), `"precision"`,
-      `"max_replications"` or `"time_limit"`.
+      `"max_replications"` or `"time_limit"`; `"interrupted"` when it was read from a folder that holds fewer
+      replications than were asked for.
     - `versions`: of jaxq and what its numbers depend on.
     """
 
     instance: Instance
     policy_name: str
-    record: Record
+    record: Record | StoredRecord
     horizon: float
     warmup: float
     key: str
@@ -354,8 +373,9 @@ class Result:
 
         **Raises:** `InputError` for a ratio or an unknown name.
         """
-        totals = self._totals(self._checked_average(name))
-        return totals / _column(self.record.measured_durations, totals.ndim)
+        name, seconds = self._checked_average(name), self.record.measured_durations
+        parts = [self._totals(name, part) for part in self.record.parts()]
+        return np.concatenate([totals / _column(seconds, totals.ndim) for totals in parts], axis=1)
 
     def _checked_average(self, name: str) -> str:
         averages = [known for known in QUANTITIES if known not in RATIOS]
@@ -363,24 +383,58 @@ class Result:
             raise InputError(f"name: expected one of {', '.join(averages)}, got {name!r}")
         return name
 
-    def _totals(self, name: str) -> Float64[np.ndarray, "windows replications *classes"]:
-        """Integral over each window after the warm-up of an average, per GPU."""
+    def _totals(self, name: str, record: Record) -> Float64[np.ndarray, "windows replications *classes"]:
+        """Integral over each window after the warm-up of an average, per GPU, in a part of the record."""
+        totals = functools.partial(self._totals, record=record)
         if name in _SOURCES:
-            return np.moveaxis(self.record.measured(_SOURCES[name]), 1, 2) / (self.n_gpus or 1)
-        prefills = _over_classes(self._totals("prefills"))
+            return np.moveaxis(record.measured(_SOURCES[name]), 1, 2) / (self.n_gpus or 1)
+        prefills = _over_classes(totals("prefills"))
         if name == "prefill_utilisation":
             return prefills
         if name == "slot_utilisation":
-            decodes = self._totals("decodes_mixed") + self._totals("decodes_solo")
+            decodes = totals("decodes_mixed") + totals("decodes_solo")
             return (prefills + _over_classes(decodes)) / float(self.instance.batch_size)
-        completions = self._totals("completion_rate")
+        completions = totals("completion_rate")
         if name == "revenue_bundled":
             return _over_classes(completions, self.instance.request_value)
-        paid = _over_classes(self._totals("prefill_rate"), self.instance.prefill_value)
+        paid = _over_classes(totals("prefill_rate"), self.instance.prefill_value)
         return paid + _over_classes(completions, self.instance.decode_value)
 
     def _average(self, name: str) -> Averages:
-        return _in_order(self._totals(name)) / self.record.measured_durations.sum()
+        return self._kept.averages[name]
+
+    @functools.cached_property
+    def _kept(self) -> _Kept:
+        """What is needed of every replication, collected in one pass over the record."""
+        seconds = self.record.measured_durations
+        averages = {name: [] for name in QUANTITIES if name not in RATIOS}
+        watched = {name: [] for name in ("revenue", "in service", "waiting")}
+        events, seen = 0.0, 0
+        for part in self.record.parts():
+            for name, found in averages.items():
+                found.append(_in_order(self._totals(name, part)) / seconds.sum())
+            for name, series in self._watched(part).items() if seen < WATCHED else ():
+                watched[name].append(series[:, : WATCHED - seen])
+            seen += part.replications
+            events += float(part.events.sum())
+        return _Kept(
+            {name: np.concatenate(found) for name, found in averages.items()},
+            {name: np.concatenate(found, axis=1) for name, found in watched.items()},
+            events,
+        )
+
+    def _watched(self, part: Record) -> dict[str, Float64[np.ndarray, "windows replications"]]:
+        """The series of `warmup_checks` in a part of the record."""
+
+        def series(name: str) -> np.ndarray:
+            totals = self._totals(name, part)
+            return totals / _column(part.measured_durations, totals.ndim)
+
+        return {
+            "revenue": series(f"revenue_{self.instance.pricing.scheme}"),
+            "in service": series("slot_utilisation"),
+            "waiting": _over_classes(series("prefill_queue") + series("decode_queue")),
+        }
 
     def _samples(self, name: str) -> Averages:
         windows = len(self.record.measured_durations)
@@ -389,7 +443,7 @@ class Result:
         count = min(BATCHES, windows)
         length = windows // count
         start = windows - count * length
-        totals = self._totals(name)[start:, 0]
+        totals = self._totals(name, self.record.load())[start:, 0]
         sums = totals.reshape(count, length, *totals.shape[1:]).sum(axis=1)
         seconds = self.record.measured_durations[start:].reshape(count, length).sum(axis=1)
         return sums / _column(seconds, sums.ndim)
@@ -435,19 +489,17 @@ class Result:
 
         `"revenue"` (of the instance's scheme), `"in service"` (prefills and decodes) and `"waiting"` (both
         queues); a start that differs counts from a bias of 0.1 %, and of 1 % for those that wait. Each series
-        takes a third of the false-alarm rate of 1e-3. Empty with too few windows (8, or 32 for a single
-        replication), and in the fluid limit, where nothing varies by chance.
+        takes a third of the false-alarm rate of 1e-3; the first 4,096 replications are enough. Empty with too
+        few windows (8, or 32 for a single replication), and in the fluid limit, where nothing varies by
+        chance.
         """
         fewest = FEWEST_WINDOWS if self.replications > 1 else FEWEST_WINDOWS_ALONE
         if self.record.is_fluid or len(self.record.measured_durations) < fewest:
             return {}
-        slots = self.series("slot_utilisation")
-        waiting = _over_classes(self.series("prefill_queue") + self.series("decode_queue"))
-        revenue = self.series(f"revenue_{self.instance.pricing.scheme}")
-        watched = {"revenue": (revenue, 1e-3), "in service": (slots, 1e-3), "waiting": (waiting, 1e-2)}
+        watched = self._kept.watched
         return {
-            name: warmup_check(series.T, FALSE_ALARM / len(watched), tolerance)
-            for name, (series, tolerance) in watched.items()
+            name: warmup_check(series.T, FALSE_ALARM / len(watched), 1e-2 if name == "waiting" else 1e-3)
+            for name, series in watched.items()
         }
 
     @property
@@ -517,7 +569,7 @@ class Result:
             "dt": self.dt,
             "stopped_because": self.stopped_because,
             "seconds": self.seconds,
-            "events": float(self.record.events.sum()),
+            "events": self._kept.events,
             "gap": self.gap().to_dict(),
             **{f"gap_{scheme}": self.gap(scheme=scheme).to_dict() for scheme in SCHEMES},
             "bound": {scheme: self.bound(scheme) for scheme in SCHEMES},

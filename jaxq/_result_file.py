@@ -29,7 +29,7 @@ _STATISTICS = ("mean", "standard_error", "ci_low", "ci_high")
 
 def to_dataset(result: Result) -> xarray.Dataset:
     """See `Result.to_xarray`."""
-    record = result.record
+    record = result.record.load()
     per_window = ("window", _CLASS, "replication")
     variables: dict[str, Any] = {}
     for name, (description, unit, per_class) in QUANTITIES.items():
@@ -81,12 +81,17 @@ def save_result(result: Result, path: str | os.PathLike[str]) -> None:
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
-    """A result that `Result.save` wrote: every estimate and array is the same.
+    """A result from a file of `Result.save` or a folder of `simulate(..., out=...)`: every estimate and array
+    is the same.
 
     **Raises:** `InputError`, one line that names the file, when it is missing, not a result of jaxq, of
     another version of the form, or damaged (its contents carry a checksum).
     """
     file = Path(path)
+    if file.is_dir():
+        from ._store.kept_run import load_run
+
+        return load_run(file)
     if not file.is_file():
         raise InputError(f"{file}: no such file; expected a result that jaxq saved")
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -19,6 +22,8 @@ from ._errors import InputError
 from ._instance import Instance
 from ._policy.base import Policy
 from ._result import Result
+from ._store.kept_run import kept_run
+from ._store.stored_record import StoredRecord
 
 MAX_BLOCKS = 64
 """How many times `replications` a run to a precision may take, when `max_replications` is not given."""
@@ -74,6 +79,10 @@ class Engine(Protocol):
         """One line about how it simulates."""
         ...
 
+    def block_size(self, instance: Instance, policy: Policy, n_gpus: Any, replications: int) -> int:
+        """Replications that it simulates at a time, when so many are asked for."""
+        ...
+
 
 def simulate(
     instance: Instance,
@@ -90,6 +99,7 @@ def simulate(
     max_replications: Whole | None = None,
     time_limit: Seconds | None = None,
     progress: Progress | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Simulate a policy on a cluster that starts empty, and measure it after a warm-up.
 
@@ -116,8 +126,14 @@ def simulate(
     - `max_replications`: the most replications of a run to a precision; 64 times `replications` when None.
     - `time_limit`: wall-clock seconds after which a run to a precision starts no further block.
     - `progress`: called on the host with (done, total) of the present block.
+    - `out`: a folder into which replications are written as they finish. A call with the same arguments goes
+      on from what it holds, to the same bits, and may ask for more replications; one with other arguments,
+      or another version of jaxq or JAX, is refused. `load_result` reads it. Damaged files are named by a
+      `StoreWarning`, set aside and computed again. The result then reads its replications from there, one
+      file at a time.
 
-    **Raises:** `InputError`, naming the argument and what would be right.
+    **Raises:** `InputError`, naming the argument and what would be right; `SimulationError` when `out` is
+    full.
     """
     engine = _default_engine() if engine is None else engine
     times = _times(horizon, warmup, engine.is_fluid)
@@ -126,64 +142,73 @@ def simulate(
         given = [name for name, value in chance.items() if value is not None]
         if given:
             raise InputError(f"{given[0]}: expected None with the fluid engine, which has no chance")
-        return _fluid_result(engine, instance, policy, times, progress)
-    numbers = {"n_gpus": _whole("n_gpus", n_gpus, 1), **times}
-    replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
+        numbers, replications, random_key = {"n_gpus": None, **times}, 1, None
+    else:
+        numbers = {"n_gpus": _whole("n_gpus", n_gpus, 1), **times}
+        replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
+        random_key = _random_key(key)
     first = _whole("first", first, 0)
     budget = _Budget.of(replications, precision, max_replications, time_limit)
-    random_key = _random_key(key)
     run = functools.partial(engine.run, instance, policy, **numbers, key=random_key, progress=progress)
-    result = Result(
-        instance=instance,
-        policy_name=policy.name,
-        record=run(first=first, replications=min(replications, budget.most)),
-        horizon=numbers["horizon"],
-        warmup=numbers["warmup"],
-        key=_key_text(random_key),
-        first=first,
-        engine_description=engine.describe(instance, policy, numbers["n_gpus"]),
-        seconds=budget.elapsed(),
-    )
-    while (reason := budget.spent(result)) is None:
-        done = result.replications
-        record = run(first=first + done, replications=min(replications, budget.most - done))
-        record = Record.concatenate([result.record, record])
-        result = replace(result, record=record, seconds=budget.elapsed())
-    result = replace(result, stopped_because=reason)
-    for line in result.cautions():
+    known = {
+        "instance": instance,
+        "policy_name": policy.name,
+        "horizon": numbers["horizon"],
+        "warmup": numbers["warmup"],
+        "key": "" if random_key is None else _key_text(random_key),
+        "first": first,
+        "engine_description": engine.describe(instance, policy, numbers["n_gpus"]),
+    }
+    result = functools.partial(Result, **known)
+    with contextlib.ExitStack() as open_files:
+        source = _InMemory(run, first)
+        if out is not None:
+            known["n_gpus"] = numbers["n_gpus"]
+            asked = budget.most if budget.precision is None else None
+            chunk = engine.block_size(instance, policy, numbers["n_gpus"], replications)
+            kept = kept_run(Path(out), engine, policy, known, run, asked, chunk)
+            source = open_files.enter_context(kept)
+        found = _within(budget, replications, source, result)
+    for line in found.cautions():
         warnings.warn(line, StatisticsWarning, stacklevel=2)
-    return result
+    return found
 
 
-def _fluid_result(
-    engine: Engine, instance: Instance, policy: Policy, times: dict[str, float], progress: Progress | None
-) -> Result:
-    """The limit of many GPUs."""
-    started = time.perf_counter()
-    horizon, warmup = times["horizon"], times["warmup"]
-    record = engine.run(
-        instance,
-        policy,
-        n_gpus=None,
-        horizon=horizon,
-        warmup=warmup,
-        key=None,
-        replications=1,
-        progress=progress,
-    )
-    result = Result(
-        instance=instance,
-        policy_name=policy.name,
-        record=record,
-        horizon=horizon,
-        warmup=warmup,
-        key="",
-        engine_description=engine.describe(instance, policy, None),
-        seconds=time.perf_counter() - started,
-    )
-    for line in result.cautions():
-        warnings.warn(line, StatisticsWarning, stacklevel=3)
-    return result
+@runtime_checkable
+class _Source(Protocol):
+    """Where replications come from."""
+
+    def upto(self, replications: int) -> tuple[Record | StoredRecord, float]:
+        """The first replications, and the seconds that they took."""
+        ...
+
+
+@dataclass
+class _InMemory:
+    """Replications that are simulated when they are asked for."""
+
+    run: Callable[..., Record]
+    first: int
+    record: Record | None = None
+    started: float = field(default_factory=lambda: time.perf_counter())
+
+    def upto(self, replications: int) -> tuple[Record, float]:
+        done = 0 if self.record is None else self.record.replications
+        more = self.run(first=self.first + done, replications=replications - done)
+        self.record = more if self.record is None else Record.concatenate([self.record, more])
+        return self.record, time.perf_counter() - self.started
+
+
+def _within(budget: _Budget, replications: int, source: _Source, result: Callable[..., Result]) -> Result:
+    """Blocks of replications until the budget is spent."""
+    done = 0
+    while True:
+        done = min(done + replications, budget.most)
+        record, seconds = source.upto(done)
+        found = result(record=record, seconds=seconds)
+        reason = budget.spent(found)
+        if reason is not None:
+            return replace(found, stopped_because=reason)
 
 
 @dataclass(frozen=True)
@@ -193,7 +218,6 @@ class _Budget:
     most: int
     precision: float | None
     seconds: float
-    started: float = field(default_factory=lambda: time.perf_counter())
 
     @classmethod
     def of(cls, replications: int, precision: Any, max_replications: Any, time_limit: Any) -> _Budget:
@@ -215,10 +239,6 @@ class _Budget:
         if seconds <= 0:
             raise InputError(f"time_limit: expected a positive number of seconds, got {seconds:g}")
         return cls(most, precision, seconds)
-
-    def elapsed(self) -> float:
-        """Seconds of wall time since the run began."""
-        return time.perf_counter() - self.started
 
     def spent(self, result: Result) -> str | None:
         """Why to stop after `result`; None to go on."""

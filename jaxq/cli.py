@@ -18,6 +18,7 @@ from ._cli.benchmark import benchmark
 from ._cli.calibrate import calibrate
 from ._cli.catalogue import policies, presets
 from ._cli.info import info
+from ._cli.kept import ls, show
 from ._cli.plan import plan
 from ._cli.run import run
 from ._cli.simulate import simulate
@@ -48,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, simulate, tune, plan, calibrate, presets, policies, info, benchmark):
+for command in (run, simulate, tune, plan, ls, show, calibrate, presets, policies, info, benchmark):
     app.command(help=_help_of(command))(command)
 
 

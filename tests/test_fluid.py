@@ -380,7 +380,7 @@ def test_the_command_has_the_same_records_without_what_needs_chance(jaxq, workpl
     assert record["gpus"] is None and record["seed"] is None and record["horizon"] is None
     assert record["gap"]["mean"] == record["gap"]["ci95"][0] == record["gap"]["ci95"][1]
     assert record["gap"]["mean"] == pytest.approx(9.53e-7, rel=0.01)
-    assert load_result("kept/fcfs_route_ninf.nc").gap().mean == pytest.approx(0.0218823, rel=1e-5)
+    assert load_result("kept/fcfs_route_ninf").gap().mean == pytest.approx(0.0218823, rel=1e-5)
     for option in (("--gpus", "5"), ("--replications", "3"), ("--seed", "1"), ("--dt", "0.1")):
         code, out, err = jaxq(*shared, *option)
         assert (code, out) == (2, "")

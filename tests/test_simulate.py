@@ -59,6 +59,9 @@ class FakeEngine:
     def describe(self, instance, policy, n_gpus):
         return f"made up, {n_gpus} GPUs"
 
+    def block_size(self, instance, policy, n_gpus, replications):
+        return replications
+
 
 def run(engine: FakeEngine | None = None, **changes: Any):
     arguments = {"n_gpus": 2, "horizon": 500.0, "warmup": 100.0, "replications": 4} | changes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,8 @@ def run(
     Computes the best possible revenue and its plan, simulates all eight policies on 20, 50, 200 and 500 GPUs,
     compares them (and a tuned policy, where there is one), and writes to DIR: report.html (open it in a
     browser), figures as SVG and PNG, results as netCDF and CSV, and everything in run.json. Takes minutes on
-    two cores; with --quick about one.
+    two cores; with --quick about one. Until it is done, replications are kept in DIR.part: after an
+    interruption, the same command goes on from there.
 
     \b
     Examples:
@@ -61,11 +64,13 @@ def run(
     extra = shipped_policy(instance) if tuned is None else load_policy(str(tuned), instance)
     count = len(policies) + (extra is not None)
     with staged_folder(out, main_job.MARKER) as folder:
+        kept = folder.parent / f"{os.path.basename(os.path.realpath(out))}.part"
         with progress_bars(count * len(effort.sizes)) as bars:
             job = main_job.run_main_job(
-                instance, effort, bars, policies=policies, tuned=extra, seed=seed, command=command
+                instance, effort, bars, policies=policies, tuned=extra, seed=seed, command=command, kept=kept
             )
         main_job.write_main_job(job, folder)
+    shutil.rmtree(kept)
     if json:
         print_json({"report": str(out / "report.html"), **job.summary})
     else:

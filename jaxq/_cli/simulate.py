@@ -80,7 +80,11 @@ def simulate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for one netCDF file a record, and simulate.json."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder that keeps replications as they finish, one folder a record, and simulate.json at "
+            "the end. The same command goes on from what it holds.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -146,18 +150,32 @@ class AbstractRun(abc.ABC):
         """Refuse what cannot be simulated, before any work."""
 
     @abc.abstractmethod
-    def result(self, policy: Policy, n_gpus: int | None, progress: Callable[[int, int], None]) -> Result:
-        """One record."""
+    def result(
+        self,
+        policy: Policy,
+        n_gpus: int | None,
+        progress: Callable[[int, int], None],
+        out: Path | None,
+    ) -> Result:
+        """One record, kept in the folder `out` if there is one."""
 
-    def simulate(self, policy: Policy, label: str, n_gpus: int | None, bars: ProgressBars) -> Result:
-        """One record, with its progress and, on stderr, what makes its intervals doubtful."""
+    def simulate(
+        self, policy: Policy, label: str, n_gpus: int | None, bars: ProgressBars, out: Path | None
+    ) -> Result:
+        """One record, with its progress and, on stderr, what makes its intervals doubtful, and what was found
+        in its folder."""
         from .._simulate import StatisticsWarning
 
         label = f"{label}, n = {size_name(n_gpus)}"
+        if out is not None and (kept := kept_replications(out)):
+            bars.note(f"{label}: goes on from {kept} kept replications")
         report = bars.start(label)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             warnings.simplefilter("ignore", StatisticsWarning)
-            result = self.result(policy, n_gpus, report)
+            result = self.result(policy, n_gpus, report, out)
+        for line in dict.fromkeys(str(warning.message) for warning in caught):
+            bars.note(f"jaxq: warning: {line}")
         gap = result.gap()
         bars.finish(
             f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s"
@@ -191,7 +209,13 @@ class ReplicatedRun(AbstractRun):
                 self.engine.describe(self.instance, policy, n_gpus)
                 check_memory(self.engine, self.instance, policy, n_gpus, self.replications, **times)
 
-    def result(self, policy: Policy, n_gpus: int | None, progress: Callable[[int, int], None]) -> Result:
+    def result(
+        self,
+        policy: Policy,
+        n_gpus: int | None,
+        progress: Callable[[int, int], None],
+        out: Path | None,
+    ) -> Result:
         from .._simulate import simulate
 
         return simulate(
@@ -206,6 +230,7 @@ class ReplicatedRun(AbstractRun):
             precision=self.precision,
             time_limit=self.time_limit,
             progress=progress,
+            out=out,
         )
 
 
@@ -224,7 +249,13 @@ class FluidRun(AbstractRun):
         for policy in policies:
             self.engine.check(self.instance, policy)
 
-    def result(self, policy: Policy, n_gpus: int | None, progress: Callable[[int, int], None]) -> Result:
+    def result(
+        self,
+        policy: Policy,
+        n_gpus: int | None,
+        progress: Callable[[int, int], None],
+        out: Path | None,
+    ) -> Result:
         from .._simulate import simulate
 
         return simulate(
@@ -234,6 +265,7 @@ class FluidRun(AbstractRun):
             warmup=self.warmup,
             engine=self.engine,
             progress=progress,
+            out=out,
         )
 
 
@@ -261,7 +293,7 @@ def check_precision(precision: float | None, time_limit: float | None) -> None:
 def _simulate_all(
     run: AbstractRun, references: Sequence[str], policies: Sequence[Policy], out: Path | None
 ) -> dict[tuple[str, int | None], Result]:
-    """Every policy at every number of GPUs, saved as soon as it is done."""
+    """Every policy at every number of GPUs, kept in `out` as replications finish."""
     from .._output import writable_folder
     from .._progress import progress_bars
 
@@ -271,16 +303,24 @@ def _simulate_all(
     with progress_bars(len(policies) * len(run.sizes)) as bars:
         for reference, policy in zip(references, policies, strict=True):
             for n_gpus in run.sizes:
-                result = run.simulate(policy, reference, n_gpus, bars)
-                results[reference, n_gpus] = result
-                if out is not None:
-                    result.save(out / record_name(reference, n_gpus))
+                folder = None if out is None else out / record_name(reference, n_gpus)
+                results[reference, n_gpus] = run.simulate(policy, reference, n_gpus, bars, folder)
     return results
 
 
 def record_name(reference: str, n_gpus: int | None) -> str:
-    """The file name of a record."""
-    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', reference)}_n{size_name(n_gpus)}.nc"
+    """The name of a record's folder."""
+    return f"{re.sub(r'[^A-Za-z0-9_.]+', '-', reference)}_n{size_name(n_gpus)}"
+
+
+def kept_replications(folder: Path) -> int:
+    """Replications that the folder of a record holds; 0 when it is none, or its description is damaged."""
+    from .._store.kept_run import summarise_run
+
+    try:
+        return summarise_run(folder).kept if folder.is_dir() else 0
+    except InputError:
+        return 0
 
 
 def size_name(n_gpus: int | None) -> str:

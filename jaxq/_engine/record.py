@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import equinox as eqx
 import numpy as np
@@ -113,6 +113,14 @@ class Record(eqx.Module):
         """
         left = self.abandoned_prefill + self.abandoned_decode + self.completions
         return (self.arrivals - left).sum(axis=0) - sum(self.final.values())
+
+    def parts(self) -> Iterator[Record]:
+        """The record itself: all its replications are in memory."""
+        yield self
+
+    def load(self) -> Record:
+        """The record itself."""
+        return self
 
     def part(self, first: int, replications: int) -> Record:
         """`replications` of them, from the one at position `first` on."""

@@ -168,7 +168,7 @@ class AbstractReplicatedEngine(eqx.Module):
         progress: Progress | None,
     ) -> list[Record]:
         total = len(group.policies) * replications
-        block = self._block(instance, group.widest, n_gpus, total)
+        block = self.block_size(instance, group.widest, n_gpus, total)
         starts = range(0, total, block)
         pieces = len(starts) * len(windows.lengths)
         records = []
@@ -184,12 +184,12 @@ class AbstractReplicatedEngine(eqx.Module):
 
     def memory(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Bytes that one call holds on all devices together, about."""
-        block = self._block(instance, policy, n_gpus, replications)
+        block = self.block_size(instance, policy, n_gpus, replications)
         return 2 * block * self.bytes_of(self.shape(instance, policy, n_gpus), len(policy.router.buffers))
 
     def compile(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> None:
         """Compile ahead of time what `run` would; several threads may do so at once."""
-        block = self._block(instance, policy, n_gpus, replications)
+        block = self.block_size(instance, policy, n_gpus, replications)
         self._program(instance, policy, n_gpus, block)
 
     def state_bytes(self, instance: Instance, policy: Policy, n_gpus: int) -> int:
@@ -198,10 +198,10 @@ class AbstractReplicatedEngine(eqx.Module):
 
     def compiled_text(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> str:
         """The optimised program (HLO) that advances a block, for counting what a step compiles to."""
-        block = self._block(instance, policy, n_gpus, replications)
+        block = self.block_size(instance, policy, n_gpus, replications)
         return self._program(instance, policy, n_gpus, block).text() or ""
 
-    def _block(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
+    def block_size(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Replications per call on all devices together: a multiple of `LANES` on each."""
         devices = len(jax.devices())
         share = -(-replications // devices)

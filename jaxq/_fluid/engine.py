@@ -154,6 +154,10 @@ class FluidEngine(eqx.Module):
             value, slopes = jax.value_and_grad(revenue)(numbers)
             return float(value), jax.tree.map(np.asarray, eqx.combine(slopes, rest))
 
+    def block_size(self, instance: Instance, policy: Policy, n_gpus: None, replications: int) -> int:
+        """Replications that it simulates at a time: one, there being no chance."""
+        return 1
+
     def describe(self, instance: Instance, policy: Policy, n_gpus: None = None) -> str:
         """One line about how a run would go."""
         widths = (

@@ -1,0 +1,164 @@
+"""What identifies a run that is kept, and its replications from the folder or from the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._engine.record import Record
+from .._errors import InputError
+from .._instance_file import instance_from_tables, instance_to_toml
+from .._policy.base import Policy
+from .._result import Result
+from .._versions import versions
+from .run_store import RUN_FILE, RunStore, read_run_file, unbroken
+from .stored_record import StoredRecord
+
+TOLD = ("policy_name", "n_gpus", "horizon", "warmup", "key", "first", "engine_description")
+"""What a folder tells of its run: fields of `Result`, and the number of GPUs."""
+
+DECISIVE = ("jaxq", "jax", "jaxlib")
+"""Packages on whose version the bits of a run depend."""
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """The replications of a run, kept in a folder as they finish."""
+
+    store: RunStore
+    simulate: Callable[[int, int], Record]
+    chunk: int
+
+    def upto(self, replications: int) -> tuple[StoredRecord, float]:
+        """The first replications, and the seconds that they took."""
+        record = self.store.record(replications, self.chunk, self.simulate)
+        return record, self.store.seconds
+
+
+@contextlib.contextmanager
+def kept_run(
+    path: Path,
+    engine: Any,
+    policy: Policy,
+    known: dict[str, Any],
+    run: Callable[..., Record],
+    asked: int | None,
+    chunk: int,
+) -> Iterator[KeptRun]:
+    """The folder of a run, locked while it is in use.
+
+    **Arguments:**
+
+    - `known`: the fields of its `Result` that are known before, and `n_gpus`.
+    - `run`: simulates replications `first`, ..., as the engine does.
+    - `asked`: replications that are wanted; None when that is seen on the way.
+    - `chunk`: replications between two files, at most.
+
+    **Raises:** as `RunStore.opened`.
+    """
+    instance = known["instance"]
+    arguments = {
+        "n_gpus": known["n_gpus"],
+        "policy": known["policy_name"],
+        "numbers of the policy": policy_digest(policy),
+        "instance": instance.fingerprint(),
+        "horizon": repr(known["horizon"]),
+        "warmup": repr(known["warmup"]),
+        "key": known["key"],
+        "first": known["first"],
+        "engine": engine_text(engine),
+        "platform": jax.default_backend(),
+        "versions": {name: versions()[name] for name in DECISIVE},
+    }
+    about = {
+        "instance": instance_to_toml(instance),
+        **{name: known[name] for name in TOLD},
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "asked": asked,
+    }
+
+    def simulate(start: int, replications: int) -> Record:
+        return run(first=known["first"] + start, replications=replications)
+
+    with RunStore.opened(path, arguments, about) as store:
+        yield KeptRun(store, simulate, chunk)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a folder says of its run without its replications being read.
+
+    - `path`: the folder.
+    - `about`: instance (as TOML), policy, engine, versions, device, and how many replications were asked for.
+    - `kept`: replications from the first on that are kept without a gap.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    kept: int
+
+    @property
+    def n_gpus(self) -> int | None:
+        """GPUs in the cluster; None in the fluid limit."""
+        return self.about["n_gpus"]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that was asked for is there."""
+        return self.about["asked"] is not None and self.kept >= self.about["asked"]
+
+
+def summarise_run(path: Path) -> RunSummary:
+    """What a folder says of its run. **Raises:** `InputError` when it is not that of a run."""
+    about = read_run_file(path / RUN_FILE)["about"]
+    return RunSummary(path, about, sum(block.end - block.first for block in unbroken(path)))
+
+
+def load_run(path: Path) -> Result:
+    """The result of a run that is kept, of the replications that are there; each file is checked as it is
+    read.
+
+    **Raises:** `InputError` that names the file, when one is damaged or none is there.
+    """
+    summary = summarise_run(path)
+    blocks = unbroken(path)
+    if not blocks:
+        raise InputError(f"{path}: no replication is kept yet; run it again")
+    about = summary.about
+    seconds = sum(block.read()[1]["seconds"] for block in blocks)
+    return Result(
+        instance=instance_from_tables(tomllib.loads(about["instance"])),
+        record=StoredRecord.of(blocks, summary.kept),
+        seconds=seconds,
+        stopped_because="replications" if summary.is_complete or about["asked"] is None else "interrupted",
+        versions=about["versions"],
+        **{name: about[name] for name in TOLD if name != "n_gpus"},
+    )
+
+
+def policy_digest(policy: Policy) -> str:
+    """Of a policy's structure and all its numbers."""
+    leaves, structure = jax.tree.flatten(policy)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def engine_text(engine: Any) -> str:
+    """An engine with all that its results depend on: not how many replications it takes at a time."""
+    if hasattr(engine, "block"):
+        engine = dataclasses.replace(engine, block=None)
+    return " ".join(repr(engine).split())
