@@ -55,7 +55,7 @@ def free_memory() -> Free:
     """What is free now."""
     import jax
 
-    devices = jax.devices()
+    devices = jax.local_devices()
     if devices[0].platform == "cpu":
         return Free(None, host_memory())
     stats: list[dict[str, Any]] = [device.memory_stats() or {} for device in devices]

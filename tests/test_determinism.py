@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -49,17 +50,28 @@ def digest(record: Record) -> str:
     return whole.hexdigest()
 
 
-def digests_on(devices: int) -> dict[str, str]:
-    """The same runs in a fresh process with so many (forced host) devices."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.test_determinism", str(devices)],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())},
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return dict(line.split() for line in answer.stdout.splitlines())
+def digests_on(devices: int, processes: int = 1) -> dict[str, str]:
+    """The same runs with so many (forced host) devices, in fresh processes that share the replications."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.test_determinism", *map(str, (devices, processes, number, port))],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    answers = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0] * processes, answers
+    lines = [[line.split() for line in out.splitlines() if line.startswith("digest ")] for out, _ in answers]
+    found = [{name: value for _, name, value in answer} for answer in lines]
+    assert all(answer == found[0] for answer in found)
+    return found[0]
 
 
 def undecided_run() -> Record:
@@ -75,9 +87,9 @@ def device_digests() -> dict[str, str]:
     return {kind: digest(small_run(kind)) for kind in STEPPERS} | {"undecided": digest(undecided_run())}
 
 
-def check_devices(devices: int) -> None:
+def check_devices(devices: int, processes: int = 1) -> None:
     assert len(jax.devices()) == 2
-    assert digests_on(devices) == device_digests()
+    assert digests_on(devices, processes) == device_digests()
 
 
 @pytest.mark.parametrize("kind", ["exact", pytest.param("leap", marks=pytest.mark.slow)])
@@ -114,8 +126,20 @@ def test_one_device_gives_the_bits_of_two():
 
 
 @pytest.mark.slow
-def test_four_devices_give_the_bits_of_two():
-    check_devices(4)
+@pytest.mark.parametrize("devices", [4, 8])
+def test_more_devices_give_the_bits_of_two(devices):
+    check_devices(devices)
+
+
+def test_two_processes_give_the_bits_of_one():
+    """As on two hosts with one device each."""
+    check_devices(1, processes=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "processes"), [(2, 2), (1, 3)])
+def test_more_processes_give_the_bits_of_one(devices, processes):
+    check_devices(devices, processes)
 
 
 @pytest.mark.parametrize("kind", STEPPERS)
@@ -173,7 +197,16 @@ def test_clock_does_not_drift_over_1e5_seconds(stepper):
     assert abs(completed - horizon * 16) < 4.9 * np.sqrt(horizon * 16)
 
 
-if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+def answer(devices: int, processes: int, number: int, port: int) -> None:
+    """Print the digests of this process, which is one of several."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", processes, number)
+        assert len(jax.devices()) == devices * processes
     for name, value in device_digests().items():
-        print(name, value)
+        print("digest", name, value)
+
+
+if __name__ == "__main__":
+    answer(*map(int, sys.argv[1:]))

@@ -66,7 +66,7 @@ class ClusterEngine(AbstractReplicatedEngine):
         """One line about how a run would go: the stepper and its step, the padded shape, the devices."""
         shape = self.shape(instance, policy, n_gpus)
         lumped = ", solo group lumped" if shape.partitioned else ""
-        devices = jax.devices()
+        devices = jax.local_devices()
         kind = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
         stepper = self.stepper.describe(instance, self.events_per_step(policy))
         return f"cluster engine, {stepper}; {shape.gpus} GPU states{lumped}; {kind}"

@@ -35,7 +35,7 @@ class Program:
         devices: int,
         together: bool,
     ):
-        self.mesh = Mesh(np.asarray(jax.devices()[:devices]), ("replications",))
+        self.mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("replications",))
         self.module = module
 
         def chain(leaves: Any, numbers: Any, keys: Any) -> Any:

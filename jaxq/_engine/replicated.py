@@ -19,6 +19,7 @@ from .._instance import Instance
 from .._policy.base import Policy
 from .base import Totals, device_policy, numbers_of
 from .group import Group
+from .hosts import shared_blocks
 from .program import Program, program
 from .random import Generator, replication_keys
 from .record import COUNTS, INTEGRALS, Record
@@ -171,15 +172,15 @@ class AbstractReplicatedEngine(eqx.Module):
         block = self.block_size(instance, group.widest, n_gpus, total)
         starts = range(0, total, block)
         pieces = len(starts) * len(windows.lengths)
-        records = []
-        for b, start in enumerate(starts):
+
+        def run(b: int) -> Record:
             report = functools.partial(_report, progress, b * len(windows.lengths), pieces)
-            lanes = np.arange(start, start + block)
+            lanes = np.arange(starts[b], starts[b] + block)
             follows = np.minimum(lanes // replications, len(group.policies) - 1)
             numbers = first + lanes - replications * follows
-            record = self._run_block(instance, group, n_gpus, windows, key, follows, numbers, report)
-            records.append(record.part(0, min(block, total - start)))
-        record = Record.concatenate(records)
+            return self._run_block(instance, group, n_gpus, windows, key, follows, numbers, report)
+
+        record = Record.concatenate(shared_blocks(len(starts), run)).part(0, total)
         return [record.part(k * replications, replications) for k in range(len(group.policies))]
 
     def memory(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
@@ -203,8 +204,8 @@ class AbstractReplicatedEngine(eqx.Module):
 
     def block_size(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Replications per call on all devices together: a multiple of `LANES` on each."""
-        devices = len(jax.devices())
-        share = -(-replications // devices)
+        devices = len(jax.local_devices())
+        share = -(-replications // (devices * jax.process_count()))
         if self.block is None:
             size = self.bytes_of(self.shape(instance, policy, n_gpus), len(policy.router.buffers))
             budget = self.block_bytes if jax.default_backend() == "cpu" else 2**30
@@ -241,7 +242,7 @@ class AbstractReplicatedEngine(eqx.Module):
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         shape = dataclasses.replace(self.shape(instance, policy, n_gpus), scores=scores)
         return program(
-            self.chain, shape, self.generator, structure, shapes, block, len(jax.devices()), together
+            self.chain, shape, self.generator, structure, shapes, block, len(jax.local_devices()), together
         )
 
     def _run_block(

@@ -220,13 +220,13 @@ def _path_slopes(chain: RelaxedChain, pieces: _Pieces, weights: Sums) -> Any:
 
 def _spread(work: Callable, chain: RelaxedChain, pieces: _Pieces, *more: Any) -> Any:
     """`work` on all devices that can have equally many replications."""
-    devices = math.gcd(chain.keys.shape[1], len(jax.devices()))
+    devices = math.gcd(chain.keys.shape[1], len(jax.local_devices()))
     return _program(work, pieces, devices)(chain, *more)
 
 
 @functools.lru_cache(maxsize=64)
 def _program(work: Callable, pieces: _Pieces, devices: int) -> Callable:
-    mesh = Mesh(np.asarray(jax.devices()[:devices]), ("replications",))
+    mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("replications",))
 
     def run(chain: RelaxedChain, *more: Any) -> Any:
         replications = chain.keys.shape[1]

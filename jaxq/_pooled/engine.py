@@ -80,7 +80,7 @@ class PooledEngine(AbstractReplicatedEngine):
     def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
         """One line about how a run would go: the stepper and its step, the devices."""
         self.shape(instance, policy, n_gpus)
-        devices = jax.devices()
+        devices = jax.local_devices()
         kind = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
         return f"pooled engine, {self.stepper.describe(instance, self.events_per_step(policy))}; {kind}"
 
