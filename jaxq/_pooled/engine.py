@@ -17,6 +17,7 @@ from .._errors import InputError
 from .._instance import Instance
 from .._policy.base import Policy
 from . import exact, leap
+from .bias import bias_line
 from .pools import check_pooled
 
 EVENTS_PER_STEP = 0.05
@@ -78,11 +79,12 @@ class PooledEngine(AbstractReplicatedEngine):
         raise InputError("scores: expected the cluster engine, which alone knows the chances of decisions")
 
     def describe(self, instance: Instance, policy: Policy, n_gpus: int) -> str:
-        """One line about how a run would go: the stepper and its step, the devices."""
+        """One line about how a run would go: the stepper and its step, the devices, the measured bias."""
         self.shape(instance, policy, n_gpus)
         devices = jax.local_devices()
         kind = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
-        return f"pooled engine, {self.stepper.describe(instance, self.events_per_step(policy))}; {kind}"
+        stepper = self.stepper.describe(instance, self.events_per_step(policy))
+        return f"pooled engine, {stepper}; {kind}; {bias_line(policy.name)}"
 
     def bytes_of(self, shape: Shape, buffers: int) -> int:
         return 4 * shape.classes * (16 + buffers) + 64
