@@ -21,7 +21,7 @@ Summary = Mapping[str, Any]
 WIDTH = 5.2
 """Inches; narrow, so that texts stay legible when a telephone shows the whole width."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9.5,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -40,9 +40,9 @@ _STYLE: Any = {
 
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#882255")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#882255")
 _POOL_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#000000")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
 
 _STAGES = (
     ("prefills", "x", "running prefills"),
@@ -59,7 +59,7 @@ def draw_figures(summary: Summary) -> dict[str, Figure]:
     drawn = {"gap": _gap, "revenue": _revenue, "occupancies": _occupancies, "sample_path": _sample_path}
     if summary.get("portrait") is not None:
         drawn["learned"] = _learned
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return {name: draw(summary) for name, draw in drawn.items()}
 
 
@@ -68,7 +68,7 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:
     texts = svg_texts(figures)
     for name, text in texts.items():
         (folder / f"{name}.svg").write_text(text, encoding="utf-8")
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             figures[name].savefig(folder / f"{name}.png", dpi=200)
     return texts
 
@@ -78,7 +78,7 @@ def svg_texts(figures: Mapping[str, Figure]) -> dict[str, str]:
     texts = {}
     for name, figure in figures.items():
         stream = io.StringIO()
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
         text = stream.getvalue()
         texts[name] = _METADATA.sub("", text[text.index("<svg") :])
@@ -161,7 +161,7 @@ def _occupancies(summary: Summary) -> Figure:
                 range(len(records)),
                 xerr=_bars(estimates),
                 color=_class_colour(i),
-                marker=_MARKERS[i % len(_MARKERS)],
+                marker=MARKERS[i % len(MARKERS)],
                 markersize=4.5,
                 linestyle="none",
             )
@@ -258,7 +258,7 @@ def _draw_choice(axes: Axes, portrait: Mapping[str, Any]) -> None:
 def _looks(summary: Summary) -> Iterable[tuple[str, str, str]]:
     """Name, colour and marker of each policy."""
     names = dict.fromkeys(record["policy"] for record in summary["records"])
-    return [(name, _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]) for k, name in enumerate(names)]
+    return [(name, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]) for k, name in enumerate(names)]
 
 
 def _largest(summary: Summary) -> list[Mapping[str, Any]]:
@@ -282,7 +282,7 @@ def _bars(estimates: Sequence[Mapping[str, Any]], scale: float = 1.0) -> np.ndar
 
 
 def _class_colour(i: int) -> str:
-    return _COLOURS[i % len(_COLOURS)]
+    return COLOURS[i % len(COLOURS)]
 
 
 def _class_handles(classes: Sequence[str], plan_line: bool) -> list[Line2D]:
@@ -292,7 +292,7 @@ def _class_handles(classes: Sequence[str], plan_line: bool) -> list[Line2D]:
             [],
             [],
             color=_class_colour(i),
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             markersize=4.5,
             label=_text(name),
         )

@@ -21,6 +21,7 @@ _IN_A_CHECKOUT = {
     "calibration": "calibration_data",
     "instances": "experiments/instances",
     "policies": "experiments/policies",
+    "studies": "experiments",
 }
 
 

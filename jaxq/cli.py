@@ -17,6 +17,7 @@ import typer
 from ._cli.benchmark import benchmark
 from ._cli.calibrate import calibrate
 from ._cli.catalogue import policies, presets
+from ._cli.experiment import experiment
 from ._cli.info import info
 from ._cli.kept import ls, show
 from ._cli.plan import plan
@@ -49,7 +50,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (run, simulate, tune, plan, ls, show, calibrate, presets, policies, info, benchmark):
+for command in (
+    run,
+    simulate,
+    tune,
+    experiment,
+    plan,
+    ls,
+    show,
+    calibrate,
+    presets,
+    policies,
+    info,
+    benchmark,
+):
     app.command(help=_help_of(command))(command)
 
 

@@ -1,0 +1,335 @@
+"""Large n: how fast each policy approaches its limit, and whether that limit is the best possible.
+
+Gaps at n from 10 to 1,000,000 (every GPU while that is affordable, counts by group beyond, both where they
+overlap) and in the fluid limit; gap(n) = gap(inf) + c n^(-a) fitted, with gap(inf) from the fluid limit and
+free; and sample paths on the fluid and on the diffusion scale.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, simulate, solve_plan
+from jaxq._cli.simulate import size_name
+from jaxq._power_law import fit_power_law
+from jaxq._pricing import SCHEMES
+from jaxq._progress import ProgressBars
+from jaxq.policies import PRESETS, Policy
+
+TITLE = "Large n: the road to the limit, and its rate"
+
+CLAIMS = {
+    ("gate_and_route", "bundled"): "asymptotically optimal (section 4.1)",
+    ("prioritize_and_route", "separate"): "asymptotically optimal (section 4.2)",
+    ("sli_gate_and_route", "bundled"): "asymptotically optimal under its SLIs (section 5)",
+}
+"""What [Lin26] claims of a policy under a scheme."""
+
+PATH_POLICY = "gate_and_route"
+"""Whose sample paths are shown."""
+
+AT_THE_OPTIMUM = 1e-4
+"""A gap in the fluid limit below which it counts as none."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is simulated.
+
+    - `cluster`, `pooled`: (GPUs, replications) of each engine; `paths`: GPUs of the sample paths.
+    - `horizon`, `warmup`: simulated seconds, and how many of them are discarded.
+    - `fineness`: what the cluster engine's own step is divided by above `exact_below` GPUs.
+    - `fit_from`: the smallest n that enters a fit.
+    """
+
+    policies: tuple[str, ...]
+    cluster: tuple[tuple[int, int], ...]
+    pooled: tuple[tuple[int, int], ...]
+    paths: tuple[int, ...]
+    horizon: float
+    warmup: float
+    exact_below: int = 1_500
+    fineness: float = 5.0
+    fit_from: int = 30
+
+
+FULL = Effort(
+    tuple(PRESETS),
+    cluster=((10, 1024), (30, 512), (100, 256), (300, 128), (1_000, 64), (3_000, 16), (10_000, 8)),
+    pooled=((1_000, 256), (10_000, 128), (100_000, 64), (1_000_000, 32)),
+    paths=(100, 10_000, 1_000_000),
+    horizon=600.0,
+    warmup=200.0,
+)
+
+QUICK = Effort(
+    ("gate_and_route", "prioritize_and_route", "sarathi", "price_and_pack"),
+    cluster=((10, 128), (30, 64), (100, 32), (300, 16), (1_000, 8)),
+    pooled=((1_000, 16), (10_000, 16), (100_000, 16), (1_000_000, 16)),
+    paths=(100, 10_000, 1_000_000),
+    horizon=300.0,
+    warmup=150.0,
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One simulation."""
+
+    policy: str
+    engine: str
+    n_gpus: int | None
+    replications: int
+
+    @property
+    def label(self) -> str:
+        """What the progress says."""
+        return f"{self.policy}, {self.engine}, n = {size_name(self.n_gpus)}"
+
+
+def points(instance: Instance, effort: Effort) -> list[Point]:
+    """Every simulation of the study, in its order."""
+    found = []
+    for name in effort.policies:
+        found += [Point(name, "cluster", *size) for size in effort.cluster]
+        if PRESETS[name](instance).partition is not None:
+            found += [Point(name, "pooled", *size) for size in effort.pooled]
+        found.append(Point(name, "fluid", None, 1))
+    return found
+
+
+def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: ProgressBars) -> dict[str, Any]:
+    """The study's summary; replications are kept in `kept` as they finish."""
+    effort = QUICK if quick else FULL
+    rows = []
+    for point in points(instance, effort):
+        result = _simulated(instance, point, effort, quick, seed, kept, bars.start(point.label))
+        gap = result.gap()
+        rows.append(_row(point, result))
+        bars.finish(f"{point.label}: gap {100 * gap.mean:.3f} ± {100 * gap.half_width:.3f} %")
+    return {
+        "effort": asdict(effort),
+        "gaps": rows,
+        "fits": list(_fits(rows, effort)),
+        "paths": _paths(instance, effort, seed),
+    }
+
+
+def piece_count(instance: Instance, quick: bool) -> int:
+    """How many simulations there are, for the progress."""
+    return len(points(instance, QUICK if quick else FULL))
+
+
+def _simulated(
+    instance: Instance, point: Point, effort: Effort, quick: bool, seed: int, kept: Path, progress: Any
+) -> Result:
+    policy = PRESETS[point.policy](instance)
+    out = kept / f"{point.policy}_{point.engine}_n{size_name(point.n_gpus)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if point.n_gpus is None:
+            # By groups where that is the limit too: quicker by far.
+            level = "pooled" if quick and policy.partition is not None else "configuration"
+            engine = FluidEngine(level=level)
+            return simulate(instance, policy, horizon=math.inf, warmup=0.0, engine=engine, out=out)
+        return simulate(
+            instance,
+            policy,
+            n_gpus=point.n_gpus,
+            horizon=effort.horizon,
+            warmup=effort.warmup,
+            replications=point.replications,
+            key=seed,
+            engine=_engine(instance, policy, point, effort),
+            progress=progress,
+            out=out,
+        )
+
+
+def _engine(instance: Instance, policy: Policy, point: Point, effort: Effort) -> Any:
+    if point.engine == "pooled":
+        return PooledEngine()
+    step = ClusterEngine(Leap()).step(instance, policy)
+    if point.n_gpus is None or point.n_gpus < effort.exact_below or step is None:
+        return ClusterEngine(Exact())
+    return ClusterEngine(Leap(step / effort.fineness))
+
+
+def _row(point: Point, result: Result) -> dict[str, Any]:
+    """What is kept of a simulation."""
+    gaps = {scheme: result.gap(scheme=scheme) for scheme in SCHEMES}
+    return {
+        "policy": point.policy,
+        "engine": point.engine,
+        "gpus": point.n_gpus,
+        "replications": result.replications,
+        **{f"gap_{scheme}": gap.to_dict() for scheme, gap in gaps.items()},
+        "abandonment_rate_prefill": result.abandonment_rate_prefill.mean.tolist(),
+        "abandonment_rate_decode": result.abandonment_rate_decode.mean.tolist(),
+        "slot_utilisation": float(result.slot_utilisation.mean),
+        "engine_description": result.engine_description,
+        "seconds": result.seconds,
+    }
+
+
+def _fits(rows: list[dict[str, Any]], effort: Effort) -> Iterator[dict[str, Any]]:
+    """For each policy and scheme: its limit, the rate at which it is approached, and whether that is R*."""
+    for name in effort.policies:
+        own = [row for row in rows if row["policy"] == name]
+        (limit,) = [row for row in own if row["engine"] == "fluid"]
+        largest = max(row["gpus"] for row in own if row["engine"] == "cluster")
+        used = [
+            row
+            for row in own
+            if (row["engine"] == "cluster" and row["gpus"] >= effort.fit_from)
+            or (row["engine"] == "pooled" and row["gpus"] > largest)
+        ]
+        for scheme in SCHEMES:
+            gaps = [row[f"gap_{scheme}"] for row in used]
+            data = [
+                np.array([float(row["gpus"]) for row in used]),
+                np.array([gap["mean"] for gap in gaps]),
+                np.array([gap["standard_error"] for gap in gaps]),
+            ]
+            at_infinity = limit[f"gap_{scheme}"]["mean"]
+            fixed, free = fit_power_law(*data, limit=at_infinity), fit_power_law(*data)
+            yield {
+                "policy": name,
+                "scheme": scheme,
+                "limit": at_infinity,
+                "converges_to_the_optimum": bool(at_infinity < AT_THE_OPTIMUM),
+                "fixed": None if fixed is None else fixed.to_dict(),
+                "free": None if free is None else free.to_dict(),
+                "claim": CLAIMS.get((name, scheme), "none"),
+            }
+
+
+def _paths(instance: Instance, effort: Effort, seed: int) -> list[dict[str, Any]]:
+    """One replication's queues at several sizes and in the fluid limit, by window of time."""
+    policy, windows = PRESETS[PATH_POLICY](instance), 100
+    q_prefill = solve_plan(instance, "bundled").q_prefill
+    found = []
+    for n_gpus in effort.paths:
+        engine = ClusterEngine(Exact()) if n_gpus < effort.exact_below else PooledEngine()
+        record = engine.run(
+            instance,
+            policy,
+            n_gpus=n_gpus,
+            horizon=effort.horizon,
+            warmup=0.0,
+            key=jax.random.key(seed),
+            replications=1,
+            n_windows=windows,
+        )
+        queue = record.prefill_queue[..., 0] / record.durations[:, None]
+        found.append(
+            {
+                "gpus": n_gpus,
+                "time": (np.cumsum(record.durations) - record.durations / 2).tolist(),
+                "fluid_scaled": (queue / n_gpus).T.tolist(),
+                "diffusion_scaled": ((queue - n_gpus * q_prefill) / math.sqrt(n_gpus)).T.tolist(),
+            }
+        )
+    record = FluidEngine(level="pooled").run(instance, policy, horizon=effort.horizon, warmup=0.0)
+    found.append(
+        {
+            "gpus": None,
+            "time": (np.cumsum(record.durations) - record.durations / 2).tolist(),
+            "fluid_scaled": (record.prefill_queue[..., 0] / record.durations[:, None]).T.tolist(),
+            "diffusion_scaled": None,
+        }
+    )
+    return found
+
+
+def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """For each policy and scheme: the limit, the rate, and what the paper claims."""
+    head = ("policy", "scheme", "gap at infinity, %", "converges to R*", "rate a", "rate a, limit free",
+            "limit, free, %", "[Lin26] claims")  # fmt: skip
+    rows = []
+    for fit in summary["fits"]:
+        fixed, free = fit["fixed"], fit["free"]
+        rows.append(
+            (
+                fit["policy"],
+                fit["scheme"],
+                f"{100 * fit['limit']:.4f}",
+                "yes" if fit["converges_to_the_optimum"] else "no",
+                "" if fixed is None else _with_width(fixed["rate"]),
+                "" if free is None else _with_width(free["rate"]),
+                "" if free is None else _with_width(free["limit"], 100.0),
+                fit["claim"],
+            )
+        )
+    return head, rows
+
+
+def _with_width(number: dict[str, float], factor: float = 1.0) -> str:
+    return f"{factor * number['value']:.2f} ± {factor * number['half_width']:.2f}"
+
+
+def draw(summary: dict[str, Any], figure: Any, looks: list[tuple[str, str]]) -> None:
+    """Gaps against n under both schemes, and sample paths on both scales.
+
+    **Arguments:** `figure`: empty; `looks`: colours and markers.
+    """
+    axes = figure.subplots(2, 2)
+    names = summary["effort"]["policies"]
+    for scheme, place in zip(SCHEMES, axes[0], strict=True):
+        for name, (colour, marker) in zip(names, looks, strict=False):
+            _draw_gaps(
+                place, [row for row in summary["gaps"] if row["policy"] == name], scheme, colour, marker
+            )
+        place.set_xscale("log")
+        place.set_yscale("symlog", linthresh=1e-2)
+        place.set_ylim(bottom=-1e-2)
+        place.set_xlabel("GPUs in the cluster, n (right: infinity)")
+        place.set_ylabel("below R*, %")
+        place.set_title(f"Gap, {scheme} (95 % intervals)")
+    for path, (colour, _) in zip(summary["paths"], looks, strict=False):
+        label = "fluid limit" if path["gpus"] is None else f"n = {path['gpus']:,}"
+        style = {"color": "black" if path["gpus"] is None else colour, "label": label, "linewidth": 1.1}
+        axes[1, 0].plot(path["time"], path["fluid_scaled"][0], **style)
+        if path["diffusion_scaled"] is not None:
+            late = [k for k, time in enumerate(path["time"]) if time > summary["effort"]["warmup"]]
+            queue = path["diffusion_scaled"][0]
+            axes[1, 1].plot([path["time"][k] for k in late], [queue[k] for k in late], **style)
+    axes[1, 0].set_ylabel("Q_p / n, requests per GPU")
+    axes[1, 0].set_title(f"{PATH_POLICY}, first class, fluid scale")
+    axes[1, 1].set_ylabel("(Q_p - n q_p*) / sqrt(n)")
+    axes[1, 1].set_title("the same, diffusion scale")
+    for place in axes[1]:
+        place.set_xlabel("time, s")
+        place.legend(frameon=True, framealpha=0.9, edgecolor="none")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def _draw_gaps(axes: Any, rows: list[dict[str, Any]], scheme: str, colour: str, marker: str) -> None:
+    """One policy: full symbols for the cluster engine, open ones for the pooled, a bar for the limit."""
+    for engine, filled in (("cluster", True), ("pooled", False)):
+        own = [row for row in rows if row["engine"] == engine]
+        gaps = [row[f"gap_{scheme}"] for row in own]
+        if not own:
+            continue
+        axes.errorbar(
+            [row["gpus"] for row in own],
+            [100 * gap["mean"] for gap in gaps],
+            yerr=[100 * (gap["ci95"][1] - gap["mean"]) for gap in gaps],
+            color=colour,
+            marker=marker,
+            markerfacecolor=colour if filled else "white",
+            markersize=4,
+            linewidth=1.0,
+            capsize=2,
+            label=own[0]["policy"] if filled else None,
+        )
+    (limit,) = [row for row in rows if row["engine"] == "fluid"]
+    axes.plot([3e6], [100 * limit[f"gap_{scheme}"]["mean"]], marker="_", markersize=12, color=colour)
