@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, simulate, solve_plan
-from jaxq._cli.simulate import size_name
 from jaxq._power_law import fit_power_law
 from jaxq._pricing import SCHEMES
 from jaxq._progress import ProgressBars
+from jaxq._summary import size_name
 from jaxq.policies import PRESETS, Policy
 
 TITLE = "Large n: the road to the limit, and its rate"

@@ -31,6 +31,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def size_name(n_gpus: int | None) -> str:
+    """A number of GPUs, infinite in the fluid limit."""
+    return "inf" if n_gpus is None else str(n_gpus)
+
+
 def write_json(value: Any, path: Path) -> None:
     """A JSON file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")

@@ -37,6 +37,7 @@ from . import oracles
 
 INSTANCES = Path(__file__).parents[1] / "experiments" / "instances"
 LEVELS = ("configuration", "pooled")
+QUICK_LEVELS = (pytest.param("configuration", marks=pytest.mark.slow), "pooled")
 PARTITIONED = oracles.PARTITIONED
 
 
@@ -77,7 +78,7 @@ def test_gpus_that_are_never_starved_are_independent():
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["price_and_pack", "gate_fcfs"])
+@pytest.mark.parametrize("policy", ["price_and_pack", pytest.param("gate_fcfs", marks=pytest.mark.slow)])
 def test_without_contention_for_slots_every_stage_has_its_offered_load(policy):
     """Where a prefill beside it does not slow a decode, and nobody waits."""
     cluster = oracles.one_class(0.3, 0.8, 2.0, 1.0, batch_size=4)
@@ -87,7 +88,7 @@ def test_without_contention_for_slots_every_stage_has_its_offered_load(policy):
     assert abs(stages(result)[3:]).max() < 1e-5
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", QUICK_LEVELS)
 def test_a_partition_of_the_plan_follows_the_plan(level):
     """Under overload the prefill stage is a fluid queue: as many prefills as the mixed group has GPUs, and
     the rest abandons."""
@@ -110,7 +111,9 @@ def test_the_bound_holds_and_smoothing_vanishes_in_proportion_to_the_width():
 # One level against the other, and against the cluster engine.
 
 
-@pytest.mark.parametrize("policy", PARTITIONED)
+@pytest.mark.parametrize(
+    "policy", ["gate_and_route", *(pytest.param(name, marks=pytest.mark.slow) for name in PARTITIONED[1:])]
+)
 def test_levels_agree_where_the_mixed_group_is_always_busy(policy):
     instance = small_reference(arrival_rate=[1.0, 1.0])
     assert stages(steady(instance, policy)) == pytest.approx(
@@ -119,11 +122,11 @@ def test_levels_agree_where_the_mixed_group_is_always_busy(policy):
 
 
 def test_fluid_and_cluster_engine_agree():
-    """A thousand GPUs that are never starved are as good as infinitely many: 0.2 % and three errors."""
+    """GPUs that are never starved are independent, 400 as good as infinitely many: 0.2 % and three errors."""
     instance = small_reference(arrival_rate=[2.0, 2.0])
     policy = policies.sarathi(instance)
-    times, engine = {"horizon": 120.0, "warmup": 90.0}, ClusterEngine(stepper=Exact())
-    cluster = simulate(instance, policy, n_gpus=1000, replications=4, key=41, engine=engine, **times)
+    times, engine = {"horizon": 90.0, "warmup": 60.0}, ClusterEngine(stepper=Exact())
+    cluster = simulate(instance, policy, n_gpus=400, replications=8, key=41, engine=engine, **times)
     fluid = steady(instance, "sarathi")
     for name in ("revenue_bundled", "revenue_separate", "slot_utilisation"):
         error = 3 * cluster.estimate(name).standard_error
@@ -135,7 +138,11 @@ def test_fluid_and_cluster_engine_agree():
 
 
 @pytest.mark.parametrize(
-    ("policy", "level"), [("gate_and_route", "pooled"), ("gate_immediate", "configuration")]
+    ("policy", "level"),
+    [
+        ("gate_and_route", "pooled"),
+        pytest.param("gate_immediate", "configuration", marks=pytest.mark.slow),
+    ],
 )
 def test_a_path_ends_in_the_steady_state(policy, level):
     instance = small_reference()
@@ -161,7 +168,7 @@ def test_a_path_that_still_moves_says_so():
 # Slopes.
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", QUICK_LEVELS)
 def test_slopes_of_the_steady_state_are_those_of_differences(level):
     instance = small_reference()
     policy = policies.gate_and_route(instance)
@@ -179,6 +186,7 @@ def test_slopes_of_the_steady_state_are_those_of_differences(level):
     assert slopes.partition.mixed_share == pytest.approx(difference, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_slopes_of_a_tunable_policy_are_those_of_differences():
     instance = small_reference()
     policy = policies.feedback(instance, start="gate_immediate", sharpness=2.0)

@@ -301,14 +301,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_a_long_run_is_never_in_memory_at_once(tmp_path, monkeypatch):
-    """Writing and summing up 60 files takes less than a fifth of what they hold."""
+    """Writing and summing up 30 files takes less than a third of what they hold."""
     monkeypatch.setattr(_result, "WATCHED", 128)
 
     class Chunked(FakeEngine):
         def block_size(self, *arguments):
             return 64
 
-    given = {"n_gpus": 5, "horizon": 500.0, "warmup": 100.0, "replications": 60 * 64, "key": 0}
+    given = {"n_gpus": 5, "horizon": 500.0, "warmup": 100.0, "replications": 30 * 64, "key": 0}
     instance = oracles.reference_cluster().instance()
     policy = policies.sarathi(instance)
     tracemalloc.start()
@@ -319,7 +319,7 @@ def test_a_long_run_is_never_in_memory_at_once(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(found.record.load()))
-    assert peak < held / 5
+    assert peak < held / 3
     whole = simulate(instance, policy, engine=FakeEngine(), **given)
     assert same(found, whole)
 

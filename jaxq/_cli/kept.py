@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .._errors import InputError
+from .._summary import size_name
 from .environment import configure_jax
 from .options import Json, print_json
 from .tables import print_table, print_text
@@ -106,8 +107,8 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
             lines.append((row["run"], "", "", "", row["damaged"]))
             continue
         asked = "" if row["asked"] is None else f" of {row['asked']}"
-        size = "inf" if row["gpus"] is None else str(row["gpus"])
-        lines.append((row["run"], row["policy"], size, f"{row['kept']}{asked}", row["engine"]))
+        size, kept = size_name(row["gpus"]), f"{row['kept']}{asked}"
+        lines.append((row["run"], row["policy"], size, kept, row["engine"]))
     print_table(
         ("run", "policy", "GPUs", "replications", "engine"), lines, texts=("policy", "engine"), title="Runs"
     )
