@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
+    from ._store.run_store import StoreWarning as StoreWarning
     from ._tiny.optimum import Optimum as Optimum
     from ._tiny.optimum import optimal_control as optimal_control
     from ._tiny.policy_value import PolicyEvaluator as PolicyEvaluator
@@ -81,6 +82,7 @@ _HOMES = {
     "_tiny.optimum": ("Optimum", "optimal_control"),
     "_tiny.policy_value": ("PolicyEvaluator", "policy_value"),
     "_search": ("Search",),
+    "_store.run_store": ("StoreWarning",),
     "_tune": ("Tuned", "tune"),
     "_workload": ("Workload",),
 }

@@ -122,8 +122,16 @@ def run_main_job(
     engine = ClusterEngine()
     for size in effort.sizes:
         for policy in made.values():
-            times = {"horizon": effort.horizon, "warmup": effort.warmup}
-            check_memory(engine, instance, policy, size.n_gpus, size.replications, **times)
+            check_memory(
+                engine,
+                instance,
+                policy,
+                size.n_gpus,
+                size.replications,
+                horizon=effort.horizon,
+                warmup=effort.warmup,
+                kept=kept is not None,
+            )
     results: dict[tuple[str, int], Result] = {}
     jobs = {name: partial(_compile_all, engine, instance, made[name], effort.sizes) for name in made}
     with compiling_ahead(jobs) as compiled:

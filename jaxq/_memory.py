@@ -23,6 +23,9 @@ HEADROOM = 0.9
 COPIES = 2
 """A record is there twice while its blocks are joined."""
 
+EXTRA_AVERAGES = 8
+"""Averages of a replication that are not by class."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 2**60
 
@@ -91,16 +94,21 @@ def memory_need(
     *,
     horizon: float,
     warmup: float,
+    kept: bool = False,
 ) -> Need:
-    """What a run of so many replications needs."""
+    """What a run of so many replications needs; `kept`: in a folder, and only averages stay in memory."""
     from ._engine.record import COUNTS, INTEGRALS
     from ._engine.windows import WINDOWS
+    from ._result import WATCHED
 
     windows = WINDOWS + math.ceil(WINDOWS * warmup / (horizon - warmup))
-    numbers = windows * (instance.n_classes * len(COUNTS + INTEGRALS) + 1)
-    return Need(
-        device=engine.memory(instance, policy, n_gpus, replications), host=COPIES * 8 * numbers * replications
-    )
+    rows = instance.n_classes * len(COUNTS + INTEGRALS) + 1
+    numbers = windows * rows * replications
+    if kept:
+        block = engine.block_size(instance, policy, n_gpus, replications)
+        watched = 3 * windows * min(WATCHED, replications)
+        numbers = windows * rows * min(block, replications) + (rows + EXTRA_AVERAGES) * replications + watched
+    return Need(device=engine.memory(instance, policy, n_gpus, replications), host=COPIES * 8 * numbers)
 
 
 def check_memory(
@@ -112,15 +120,16 @@ def check_memory(
     *,
     horizon: float,
     warmup: float,
+    kept: bool = False,
 ) -> None:
-    """Refuse a run that does not fit the free memory.
+    """Refuse a run that does not fit the free memory; `kept`: see `memory_need`.
 
     **Raises:** `InputError` with the largest number of replications that fits.
     """
     free = free_memory()
 
     def need(count: int) -> Need:
-        return memory_need(engine, instance, policy, n_gpus, count, horizon=horizon, warmup=warmup)
+        return memory_need(engine, instance, policy, n_gpus, count, horizon=horizon, warmup=warmup, kept=kept)
 
     if need(replications).fits(free):
         return

@@ -125,7 +125,7 @@ def simulate(
     - `precision`: relative half-width to reach, above 0 and below 1.
     - `max_replications`: the most replications of a run to a precision; 64 times `replications` when None.
     - `time_limit`: wall-clock seconds after which a run to a precision starts no further block.
-    - `progress`: called on the host with (done, total) of the present block.
+    - `progress`: called on the host with (done, total) of the present block, with `out` of all blocks.
     - `out`: a folder into which replications are written as they finish. A call with the same arguments goes
       on from what it holds, to the same bits, and may ask for more replications; one with other arguments,
       or another version of jaxq or JAX, is refused. `load_result` reads it. Damaged files are named by a
@@ -148,6 +148,8 @@ def simulate(
         replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
         random_key = _random_key(key)
     first = _whole("first", first, 0)
+    if out is not None and jax.process_count() > 1:
+        raise InputError("out: expected None in a run over several processes; save its result instead")
     budget = _Budget.of(replications, precision, max_replications, time_limit)
     run = functools.partial(engine.run, instance, policy, **numbers, key=random_key, progress=progress)
     known = {
@@ -166,7 +168,7 @@ def simulate(
             known["n_gpus"] = numbers["n_gpus"]
             asked = budget.most if budget.precision is None else None
             chunk = engine.block_size(instance, policy, numbers["n_gpus"], replications)
-            kept = kept_run(Path(out), engine, policy, known, run, asked, chunk)
+            kept = kept_run(Path(out), engine, policy, known, run, asked, chunk, progress)
             source = open_files.enter_context(kept)
         found = _within(budget, replications, source, result)
     for line in found.cautions():

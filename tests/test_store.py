@@ -22,6 +22,7 @@ from jaxq import (
     InputError,
     Result,
     SimulationError,
+    _memory,
     _result,
     load_result,
     policies,
@@ -322,6 +323,25 @@ def test_a_long_run_is_never_in_memory_at_once(tmp_path, monkeypatch):
     assert peak < held / 3
     whole = simulate(instance, policy, engine=FakeEngine(), **given)
     assert same(found, whole)
+
+
+def test_a_kept_run_needs_less_memory():
+    instance = oracles.reference_cluster().instance()
+    policy = policies.sarathi(instance)
+    given = {"n_gpus": 50, "replications": 100_000, "horizon": 1500.0, "warmup": 300.0}
+    needs = [
+        _memory.memory_need(ClusterEngine(), instance, policy, **given, kept=kept) for kept in (False, True)
+    ]
+    assert needs[1].device == needs[0].device
+    assert needs[1].host < needs[0].host / 20
+
+
+def test_progress_is_that_of_all_replications(tmp_path):
+    seen = []
+    small_run(tmp_path / "run", replications=32)
+    small_run(tmp_path / "run", progress=lambda done, total: seen.append(done / total))
+    assert seen == sorted(seen) and seen[-1] == 1.0
+    assert seen[0] > 32 / REPLICATIONS
 
 
 # The commands that list and summarise.

@@ -122,7 +122,7 @@ def simulate(
         made = make_engine(engine, stepper, dt)
         run = ReplicatedRun(made, instance, horizon, warmup, sizes, replications, seed, precision, time_limit)
     found = [load_policy(reference, instance) for reference in references]
-    run.check(found)
+    run.check(found, kept=out is not None)
     results = _simulate_all(run, references, found, out)
     summary = _summary(instance, results, run.seed)
     if out is not None:

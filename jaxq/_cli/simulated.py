@@ -29,8 +29,8 @@ class AbstractRun(abc.ABC):
     seed: int | None
 
     @abc.abstractmethod
-    def check(self, policies: Sequence[Policy]) -> None:
-        """Refuse what cannot be simulated, before any work."""
+    def check(self, policies: Sequence[Policy], kept: bool) -> None:
+        """Refuse what cannot be simulated, before any work; `kept`: replications go to a folder."""
 
     @abc.abstractmethod
     def result(
@@ -82,15 +82,15 @@ class ReplicatedRun(AbstractRun):
     precision: float | None = None
     time_limit: float | None = None
 
-    def check(self, policies: Sequence[Policy]) -> None:
+    def check(self, policies: Sequence[Policy], kept: bool) -> None:
         """Refuse a step that is too long, and what does not fit the free memory, before any work."""
         from .._memory import check_memory
 
-        times = {"horizon": self.horizon, "warmup": self.warmup}
+        given = {"horizon": self.horizon, "warmup": self.warmup, "kept": kept}
         for policy in policies:
             for n_gpus in self.sizes:
                 self.engine.describe(self.instance, policy, n_gpus)
-                check_memory(self.engine, self.instance, policy, n_gpus, self.replications, **times)
+                check_memory(self.engine, self.instance, policy, n_gpus, self.replications, **given)
 
     def result(
         self,
@@ -128,7 +128,7 @@ class FluidRun(AbstractRun):
     sizes: Sequence[None] = (None,)
     seed: None = None
 
-    def check(self, policies: Sequence[Policy]) -> None:
+    def check(self, policies: Sequence[Policy], kept: bool) -> None:
         for policy in policies:
             self.engine.check(self.instance, policy)
 

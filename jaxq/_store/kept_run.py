@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ def kept_run(
     run: Callable[..., Record],
     asked: int | None,
     chunk: int,
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[KeptRun]:
     """The folder of a run, locked while it is in use.
 
@@ -62,6 +64,7 @@ def kept_run(
     - `run`: simulates replications `first`, ..., as the engine does.
     - `asked`: replications that are wanted; None when that is seen on the way.
     - `chunk`: replications between two files, at most.
+    - `progress`: called with how much of all is done, and all.
 
     **Raises:** as `RunStore.opened`.
     """
@@ -88,10 +91,20 @@ def kept_run(
     }
 
     def simulate(start: int, replications: int) -> Record:
-        return run(first=known["first"] + start, replications=replications)
+        of_all = None
+        if progress is not None:
+            of_all = functools.partial(_of_all, progress, start, replications, asked or 0)
+        return run(first=known["first"] + start, replications=replications, progress=of_all)
 
     with RunStore.opened(path, arguments, about) as store:
         yield KeptRun(store, simulate, chunk)
+
+
+def _of_all(
+    progress: Callable[[int, int], None], start: int, replications: int, asked: int, done: int, total: int
+) -> None:
+    """Progress of a chunk as that of all replications that were asked for."""
+    progress(start * total + replications * done, max(asked, start + replications) * total)
 
 
 @dataclass(frozen=True)
