@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from scipy import stats
 from jaxq import Exact, InputError, Leap, PooledEngine
 from jaxq._engine import counts
 from jaxq._pooled import leap
+from jaxq._pooled.bias import MEASURED, bias_line
 from jaxq._pooled.chain import Counts, Event
 from jaxq.policies import PRESETS, feedback
 
@@ -252,3 +254,20 @@ def test_blocks_of_decisions_keep_the_balance_of_the_gate():
     after = chain.gate(leap.LeapState(waiting, nothing[0]), event, rand).counts
     np.testing.assert_array_equal(after.prefills.sum(axis=0), planned.sum(axis=0))
     np.testing.assert_allclose(np.asarray(after.prefills) / (n_gpus * plan), 1.0, rtol=1e-3)
+
+
+def test_the_bias_that_is_shown_is_that_of_the_table():
+    """Of docs/large_n.md, which `python -m benchmarks.engine_agreement` makes."""
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in (Path(__file__).parents[1] / "docs" / "large_n.md").read_text().splitlines()
+        if line.startswith("| `reference` |") and "| pooled | bundled |" in line
+    ]
+    found = {(row[1], int(row[2].replace(",", ""))): row[7] for row in rows}
+    shown = {
+        (policy, n_gpus): f"{bias:+.3f} ± {error:.3f}"
+        for policy, measured in MEASURED.items()
+        for n_gpus, bias, error in measured
+    }
+    assert shown == found
+    assert "bias not measured for mine" in bias_line("mine")
