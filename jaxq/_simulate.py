@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -136,44 +135,82 @@ def simulate(
     full.
     """
     engine = _default_engine() if engine is None else engine
-    times = _times(horizon, warmup, engine.is_fluid)
-    if engine.is_fluid:
-        chance = {"n_gpus": n_gpus, "replications": replications, "key": key, "precision": precision}
-        given = [name for name, value in chance.items() if value is not None]
-        if given:
-            raise InputError(f"{given[0]}: expected None with the fluid engine, which has no chance")
-        numbers, replications, random_key = {"n_gpus": None, **times}, 1, None
-    else:
-        numbers = {"n_gpus": _whole("n_gpus", n_gpus, 1), **times}
-        replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
-        random_key = _random_key(key)
-    first = _whole("first", first, 0)
+    setting = _Setting.of(engine, n_gpus, horizon, warmup, replications, key, first, precision)
+    budget = _Budget.of(setting.replications, precision, max_replications, time_limit)
     if out is not None and jax.process_count() > 1:
         raise InputError("out: expected None in a run over several processes; save its result instead")
-    budget = _Budget.of(replications, precision, max_replications, time_limit)
-    run = functools.partial(engine.run, instance, policy, **numbers, key=random_key, progress=progress)
-    known = {
-        "instance": instance,
-        "policy_name": policy.name,
-        "horizon": numbers["horizon"],
-        "warmup": numbers["warmup"],
-        "key": "" if random_key is None else _key_text(random_key),
-        "first": first,
-        "engine_description": engine.describe(instance, policy, numbers["n_gpus"]),
-    }
-    result = functools.partial(Result, **known)
-    with contextlib.ExitStack() as open_files:
-        source = _InMemory(run, first)
-        if out is not None:
-            known["n_gpus"] = numbers["n_gpus"]
-            asked = budget.most if budget.precision is None else None
-            chunk = engine.block_size(instance, policy, numbers["n_gpus"], replications)
-            kept = kept_run(Path(out), engine, policy, known, run, asked, chunk, progress)
-            source = open_files.enter_context(kept)
-        found = _within(budget, replications, source, result)
+    found = _found(instance, policy, engine, setting, budget, progress, out)
     for line in found.cautions():
         warnings.warn(line, StatisticsWarning, stacklevel=2)
     return found
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """The checked arguments of a run; `n_gpus` and `key` are None in the fluid limit."""
+
+    n_gpus: int | None
+    horizon: float
+    warmup: float
+    key: jax.Array | None
+    replications: int
+    first: int
+
+    @classmethod
+    def of(
+        cls,
+        engine: Engine,
+        n_gpus: Any,
+        horizon: Any,
+        warmup: Any,
+        replications: Any,
+        key: Any,
+        first: Any,
+        precision: Any,
+    ) -> _Setting:
+        """Those of a call, checked."""
+        times = _times(horizon, warmup, engine.is_fluid)
+        first = _whole("first", first, 0)
+        if engine.is_fluid:
+            chance = {"n_gpus": n_gpus, "replications": replications, "key": key, "precision": precision}
+            given = [name for name, value in chance.items() if value is not None]
+            if given:
+                raise InputError(f"{given[0]}: expected None with the fluid engine, which has no chance")
+            return cls(None, *times, key=None, replications=1, first=first)
+        n_gpus = _whole("n_gpus", n_gpus, 1)
+        replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
+        return cls(n_gpus, *times, key=_random_key(key), replications=replications, first=first)
+
+
+def _found(
+    instance: Instance,
+    policy: Policy,
+    engine: Engine,
+    setting: _Setting,
+    budget: _Budget,
+    progress: Progress | None,
+    out: Any,
+) -> Result:
+    """The result of a checked run, kept in `out` if there is one."""
+    numbers = {name: getattr(setting, name) for name in ("n_gpus", "horizon", "warmup", "key")}
+    run = functools.partial(engine.run, instance, policy, **numbers, progress=progress)
+    known = {
+        "instance": instance,
+        "policy_name": policy.name,
+        "horizon": setting.horizon,
+        "warmup": setting.warmup,
+        "key": "" if setting.key is None else _key_text(setting.key),
+        "first": setting.first,
+        "engine_description": engine.describe(instance, policy, setting.n_gpus),
+    }
+    result = functools.partial(Result, **known)
+    if out is None:
+        return _within(budget, setting.replications, _InMemory(run, setting.first), result)
+    asked = budget.most if budget.precision is None else None
+    chunk = engine.block_size(instance, policy, setting.n_gpus, setting.replications)
+    known["n_gpus"] = setting.n_gpus
+    with kept_run(Path(out), engine, policy, known, run, asked, chunk, progress) as source:
+        return _within(budget, setting.replications, source, result)
 
 
 @runtime_checkable
@@ -260,11 +297,11 @@ def _default_engine() -> Engine:
     return ClusterEngine()
 
 
-def _times(horizon: Any, warmup: Any, endless: bool) -> dict[str, float]:
+def _times(horizon: Any, warmup: Any, endless: bool) -> tuple[float, float]:
     """Horizon and warm-up in s, when they leave something to measure; a horizon without end if allowed."""
     warmup = _number("warmup", warmup)
     if endless and isinstance(horizon, float) and horizon == math.inf:
-        return {"horizon": math.inf, "warmup": warmup}
+        return math.inf, warmup
     horizon = _number("horizon", horizon)
     if horizon <= 0:
         raise InputError(f"horizon: expected a positive number of seconds, got {horizon:g}")
@@ -272,7 +309,7 @@ def _times(horizon: Any, warmup: Any, endless: bool) -> dict[str, float]:
         raise InputError(
             f"warmup: expected 0 s or more and less than horizon ({horizon:g} s), got {warmup:g}"
         )
-    return {"horizon": horizon, "warmup": warmup}
+    return horizon, warmup
 
 
 def _whole(name: str, value: Any, least: int) -> int:

@@ -33,54 +33,59 @@ if TYPE_CHECKING:
     from .._result import Result
 
 
+Policies = Annotated[
+    str,
+    typer.Option(metavar="NAME[,NAME...]", help="Policies: see `jaxq policies`; my_module:MyPolicy; or all."),
+]
+Gpus = Annotated[str | None, typer.Option(metavar="N[,N...]", help="Numbers of GPUs.", show_default="50")]
+Replications = Annotated[int | None, typer.Option(help="Independent replications.", show_default="64")]
+Horizon = Annotated[
+    float,
+    typer.Option(
+        help="Simulated seconds, from an empty cluster; inf with --engine fluid: the steady state, by a "
+        "root finder."
+    ),
+]
+Warmup = Annotated[float, typer.Option(help="Seconds of them that are discarded.")]
+Step = Annotated[
+    float | None, typer.Option(help="Step of leap, s.", show_default="chosen from the instance's rates")
+]
+Precision = Annotated[
+    float | None,
+    typer.Option(
+        help="Run blocks of --replications until the revenue's 95 % interval is within this part of it "
+        "(0.001: 0.1 %), or 64 blocks are done.",
+        show_default="off",
+    ),
+]
+TimeLimit = Annotated[
+    float | None, typer.Option(help="With --precision: wall-clock seconds after which no block starts.")
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder that keeps replications as they finish, one folder a record, and simulate.json at "
+        "the end. The same command goes on from what it holds.",
+    ),
+]
+
+
 def simulate(
     file: InstanceFile,
-    policy: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME[,NAME...]", help="Policies: see `jaxq policies`; my_module:MyPolicy; or all."
-        ),
-    ] = "gate_and_route",
-    gpus: Annotated[
-        str | None, typer.Option(metavar="N[,N...]", help="Numbers of GPUs.", show_default="50")
-    ] = None,
-    replications: Annotated[
-        int | None, typer.Option(help="Independent replications.", show_default="64")
-    ] = None,
-    horizon: Annotated[
-        float,
-        typer.Option(
-            help="Simulated seconds, from an empty cluster; inf with --engine fluid: the steady state, by a "
-            "root finder."
-        ),
-    ] = 1500.0,
-    warmup: Annotated[float, typer.Option(help="Seconds of them that are discarded.")] = 300.0,
+    policy: Policies = "gate_and_route",
+    gpus: Gpus = None,
+    replications: Replications = None,
+    horizon: Horizon = 1500.0,
+    warmup: Warmup = 300.0,
     engine: EngineName = "cluster",
     level: Level = None,
     stepper: Stepper = None,
-    dt: Annotated[
-        float | None, typer.Option(help="Step of leap, s.", show_default="chosen from the instance's rates")
-    ] = None,
+    dt: Step = None,
     seed: OptionalSeed = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(
-            help="Run blocks of --replications until the revenue's 95 % interval is within this part of it "
-            "(0.001: 0.1 %), or 64 blocks are done.",
-            show_default="off",
-        ),
-    ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="With --precision: wall-clock seconds after which no block starts.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder that keeps replications as they finish, one folder a record, and simulate.json at "
-            "the end. The same command goes on from what it holds.",
-        ),
-    ] = None,
+    precision: Precision = None,
+    time_limit: TimeLimit = None,
+    out: OutFolder = None,
     json: Json = False,
 ) -> None:
     """Simulate policies on clusters and measure how far each is from the best possible revenue.

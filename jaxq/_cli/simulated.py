@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
 from .._summary import size_name
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from .._policy.base import Policy
     from .._progress import ProgressBars
     from .._result import Result
+    from .._simulate import Engine
 
 
 class AbstractRun(abc.ABC):
     """What all records of a command share."""
 
+    engine: Engine
     instance: Instance
+    horizon: float
+    warmup: float
     sizes: Sequence[int | None]
     seed: int | None
 
@@ -33,21 +37,15 @@ class AbstractRun(abc.ABC):
         """Refuse what cannot be simulated, before any work; `kept`: replications go to a folder."""
 
     @abc.abstractmethod
-    def result(
-        self,
-        policy: Policy,
-        n_gpus: int | None,
-        progress: Callable[[int, int], None],
-        out: Path | None,
-    ) -> Result:
-        """One record, kept in the folder `out` if there is one."""
+    def options(self, n_gpus: int | None) -> dict[str, Any]:
+        """Arguments of `simulate` that this kind of run has alone."""
 
     def simulate(
         self, policy: Policy, label: str, n_gpus: int | None, bars: ProgressBars, out: Path | None
     ) -> Result:
         """One record, with its progress and, on stderr, what makes its intervals doubtful, and what was found
         in its folder."""
-        from .._simulate import StatisticsWarning
+        from .._simulate import StatisticsWarning, simulate
 
         label = f"{label}, n = {size_name(n_gpus)}"
         if out is not None and (kept := kept_replications(out)):
@@ -56,7 +54,16 @@ class AbstractRun(abc.ABC):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("ignore", StatisticsWarning)
-            result = self.result(policy, n_gpus, report, out)
+            result = simulate(
+                self.instance,
+                policy,
+                horizon=self.horizon,
+                warmup=self.warmup,
+                engine=self.engine,
+                progress=report,
+                out=out,
+                **self.options(n_gpus),
+            )
         for line in dict.fromkeys(str(warning.message) for warning in caught):
             bars.note(f"jaxq: warning: {line}")
         gap = result.gap()
@@ -92,29 +99,14 @@ class ReplicatedRun(AbstractRun):
                 self.engine.describe(self.instance, policy, n_gpus)
                 check_memory(self.engine, self.instance, policy, n_gpus, self.replications, **given)
 
-    def result(
-        self,
-        policy: Policy,
-        n_gpus: int | None,
-        progress: Callable[[int, int], None],
-        out: Path | None,
-    ) -> Result:
-        from .._simulate import simulate
-
-        return simulate(
-            self.instance,
-            policy,
-            n_gpus=n_gpus,
-            horizon=self.horizon,
-            warmup=self.warmup,
-            replications=self.replications,
-            key=self.seed,
-            engine=self.engine,
-            precision=self.precision,
-            time_limit=self.time_limit,
-            progress=progress,
-            out=out,
-        )
+    def options(self, n_gpus: int | None) -> dict[str, Any]:
+        return {
+            "n_gpus": n_gpus,
+            "replications": self.replications,
+            "key": self.seed,
+            "precision": self.precision,
+            "time_limit": self.time_limit,
+        }
 
 
 @dataclass(frozen=True)
@@ -132,24 +124,8 @@ class FluidRun(AbstractRun):
         for policy in policies:
             self.engine.check(self.instance, policy)
 
-    def result(
-        self,
-        policy: Policy,
-        n_gpus: int | None,
-        progress: Callable[[int, int], None],
-        out: Path | None,
-    ) -> Result:
-        from .._simulate import simulate
-
-        return simulate(
-            self.instance,
-            policy,
-            horizon=self.horizon,
-            warmup=self.warmup,
-            engine=self.engine,
-            progress=progress,
-            out=out,
-        )
+    def options(self, n_gpus: int | None) -> dict[str, Any]:
+        return {}
 
 
 def kept_replications(folder: Path) -> int:
