@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
 
 from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, simulate, solve_plan
 from jaxq._power_law import fit_power_law
@@ -25,6 +27,8 @@ from jaxq._summary import size_name
 from jaxq.policies import PRESETS, Policy
 
 TITLE = "Large n: the road to the limit, and its rate"
+
+PAPER = ""
 
 CLAIMS = {
     ("gate_and_route", "bundled"): "asymptotically optimal (section 4.1)",
@@ -276,11 +280,50 @@ def _with_width(number: dict[str, float], factor: float = 1.0) -> str:
     return f"{factor * number['value']:.2f} ± {factor * number['half_width']:.2f}"
 
 
-def draw(summary: dict[str, Any], figure: Any, looks: list[tuple[str, str]]) -> None:
-    """Gaps against n under both schemes, and sample paths on both scales.
+def answer(summary: dict[str, Any]) -> str:
+    """Which policies reach the optimum in the limit, and how fast."""
+    reached = [fit for fit in summary["fits"] if fit["converges_to_the_optimum"]]
+    if not reached:
+        return "No policy earns R* in the limit of many GPUs."
+    rates = [
+        f"{fit['policy']} ({fit['scheme']} charging"
+        + ("" if fit["fixed"] is None else f", as n^-a with a = {_with_width(fit['fixed']['rate'])}")
+        + ")"
+        for fit in reached
+    ]
+    return f"In the limit of many GPUs these earn R*: {'; '.join(rates)} (95 % intervals)."
 
-    **Arguments:** `figure`: empty; `looks`: colours and markers.
-    """
+
+def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
+    """The gaps by simulation, and the sample paths of the first class's prefill queue by size and time."""
+    rows = summary["gaps"]
+    columns: dict[str, Any] = {
+        "policy": ("simulation", [row["policy"] for row in rows]),
+        "engine": ("simulation", [row["engine"] for row in rows]),
+        "gpus": ("simulation", [math.inf if row["gpus"] is None else row["gpus"] for row in rows]),
+    }
+    for scheme in SCHEMES:
+        gaps = [row[f"gap_{scheme}"] for row in rows]
+        columns[f"gap_{scheme}"] = ("simulation", [gap["mean"] for gap in gaps], {"units": "1"})
+        for k, side in enumerate(("low", "high")):
+            columns[f"gap_{scheme}_{side}"] = ("simulation", [gap["ci95"][k] for gap in gaps])
+    paths = [path for path in summary["paths"] if path["diffusion_scaled"] is not None]
+    scales = {"fluid_scaled": "requests per GPU", "diffusion_scaled": "requests per square root of n"}
+    drawn = {
+        scale: (("gpus", "class", "time"), [path[scale] for path in paths], {"units": unit})
+        for scale, unit in scales.items()
+    }
+    coordinates = {
+        "gpus": [path["gpus"] for path in paths],
+        "class": [request["name"] for request in summary["instance"]["classes"]],
+        "time": ("time", paths[0]["time"], {"units": "s"}),
+    }
+    return {"gaps": xr.Dataset(columns), "paths": xr.Dataset(drawn, coordinates)}
+
+
+def draw(summary: dict[str, Any], looks: list[tuple[str, str]]) -> dict[str, Figure]:
+    """One figure: gaps against n under both schemes, and sample paths on both scales."""
+    figure = Figure(figsize=(9.0, 7.6), layout="constrained")
     axes = figure.subplots(2, 2)
     names = summary["effort"]["policies"]
     for scheme, place in zip(SCHEMES, axes[0], strict=True):
@@ -310,6 +353,7 @@ def draw(summary: dict[str, Any], figure: Any, looks: list[tuple[str, str]]) -> 
         place.set_xlabel("time, s")
         place.legend(frameon=True, framealpha=0.9, edgecolor="none")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return {"asymptotics": figure}
 
 
 def _draw_gaps(axes: Any, rows: list[dict[str, Any]], scheme: str, colour: str, marker: str) -> None:

@@ -25,8 +25,16 @@ SUMMARY_FILE = "experiment.json"
 class Experiment:
     """One experiment: a file of the folder `experiments`.
 
-    Its module has `TITLE`, `piece_count(instance, quick)`, `run(instance, quick, seed, kept, bars)` that
-    gives its summary, `table(summary)` that gives headings and rows, and `draw(summary, figure, looks)`.
+    Its module has
+
+    - `TITLE`, a line; `PAPER`, which figures of [Lin26] it is about ("" for none);
+    - `piece_count(instance, quick)`: simulations, for the progress;
+    - `run(instance, quick=, seed=, kept=, bars=)`: its summary, plain enough for JSON; all else is made of
+      the summary alone:
+    - `answer(summary)`: what was found, in a sentence with its interval;
+    - `table(summary)`: headings and rows for a person;
+    - `datasets(summary)`: the data of its figures by name, labelled, with units;
+    - `draw(summary, looks)`: its figures by name; `looks` are colours and markers.
     """
 
     name: str
@@ -55,8 +63,11 @@ class Experiment:
             **found,
         }
         write_json(summary, out / SUMMARY_FILE)
-        self._write_table(summary, out / f"{self.name}.csv")
-        self._write_figure(summary, out)
+        self._write_table(summary, out / "table.csv")
+        for name, data in self.module.datasets(summary).items():
+            data.to_netcdf(out / f"{name}.nc", engine="netcdf4")
+            data.to_dataframe().reset_index().to_csv(out / f"{name}.csv", index=False)
+        self._write_figures(summary, out)
         return summary
 
     def table(self, summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -68,16 +79,14 @@ class Experiment:
         with open(file, "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([head, *rows])
 
-    def _write_figure(self, summary: dict[str, Any], out: Path) -> None:
+    def _write_figures(self, summary: dict[str, Any], out: Path) -> None:
         import matplotlib
-        from matplotlib.figure import Figure
 
         from ._figures import COLOURS, MARKERS, STYLE, save_figures
 
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(9.0, 7.6), layout="constrained")
-            self.module.draw(summary, figure, list(zip(COLOURS, MARKERS, strict=True)))
-        save_figures({self.name: figure}, out)
+            figures = self.module.draw(summary, list(zip(COLOURS, MARKERS, strict=True)))
+        save_figures(figures, out)
 
 
 @functools.cache

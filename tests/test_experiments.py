@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from jaxq import _experiments
 from jaxq._power_law import fit_power_law
@@ -70,8 +71,11 @@ def test_the_asymptotic_study_from_the_command_line(jaxq, workplace, small_study
     assert bundled["fixed"] is not None and bundled["fixed"]["limit"]["half_width"] == 0.0
     assert [path["gpus"] for path in summary["paths"]] == [10, 2000, None]
     files = sorted(path.name for path in (workplace / "study").iterdir())
-    assert files == ["asymptotics.csv", "asymptotics.png", "asymptotics.svg", "experiment.json", "kept"]
-    with open("study/asymptotics.csv", newline="") as stream:
+    data = ["gaps.csv", "gaps.nc", "kept", "paths.csv", "paths.nc", "table.csv"]
+    assert files == ["asymptotics.png", "asymptotics.svg", "experiment.json", *data]
+    with xr.open_dataset("study/gaps.nc") as gaps:
+        assert gaps.gap_bundled.values.tolist() == [row["gap_bundled"]["mean"] for row in summary["gaps"]]
+    with open("study/table.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["scheme"] for row in rows] == ["bundled", "separate"]
     again = json.loads(jaxq("experiment", "asymptotics", "--quick", "--out", "study", "--json")[1])
