@@ -74,7 +74,7 @@ class RunningCluster:
         seed: int = 0,
     ):
         block = engine.block_size(instance, policy, n_gpus, replications)
-        program = engine._program(instance, policy, n_gpus, block)
+        program = engine.program_of(instance, policy, n_gpus, block)
         keys = replication_keys(jax.random.key(seed), np.arange(block))
         numbers = numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus))
         self.program, self.replications, self.n_gpus = program, block, n_gpus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxq import InputError, policies
+from jaxq import InputError, PooledEngine, load_instance, policies
+from jaxq._engine import replicated
 from jaxq._engine.cluster import ClusterEngine
+from jaxq._engine.group import Case
+from jaxq._engine.program import program
 from jaxq._engine.record import Record
 from jaxq._engine.steppers import Exact, Leap
 from jaxq.policies import feedback
@@ -29,6 +33,7 @@ from .simulations import identical, run
 STEPPERS = {"exact": Exact(), "leap": Leap()}
 POLICY = {"exact": "gate_fcfs", "leap": "gate_and_route"}
 REPLICATIONS = 24
+INSTANCES = Path(__file__).parents[1] / "experiments" / "instances"
 KINDS = (*STEPPERS, "undecided")
 """What a fresh process simulates."""
 
@@ -121,6 +126,39 @@ def test_policies_that_run_together_give_the_bits_of_separate_runs(kind):
     for policy, record in zip(several, together, strict=True):
         assert identical(record, engine.run(instance, policy, first=2, **arguments))
     assert not identical(together[0], together[1])
+
+
+def cases_of(make) -> list[Case]:
+    """Instances of different rates and batch sizes, at sizes of different padding."""
+    quiet, busy = oracles.reference_cluster().instance(), load_instance(INSTANCES / "overload.toml")
+    small = dataclasses.replace(quiet, batch_size=6)
+    sizes = [(quiet, 10), (busy, 90), (small, 7), (busy, 12)]
+    return [Case(instance, make(instance), n_gpus) for instance, n_gpus in sizes]
+
+
+@pytest.mark.parametrize(
+    ("engine", "make"),
+    [
+        (ClusterEngine(block=16), policies.price_and_pack),
+        pytest.param(ClusterEngine(block=16), policies.gate_and_route, marks=pytest.mark.slow),
+        pytest.param(ClusterEngine(block=16), policies.sli_gate_and_route, marks=pytest.mark.slow),
+        pytest.param(ClusterEngine(Leap(), block=16), policies.sarathi, marks=pytest.mark.slow),
+        pytest.param(PooledEngine(Leap(), block=16), policies.gate_and_route, marks=pytest.mark.slow),
+    ],
+)
+def test_cases_of_different_instances_and_sizes_give_the_bits_of_separate_runs(engine, make, monkeypatch):
+    monkeypatch.setattr(replicated, "EVENTS_PER_WINDOW", 30.0)
+    cases = cases_of(make)
+    arguments = dict(horizon=20.0, warmup=8.0, replications=5, first=2, key=jax.random.key(3))
+    before = program.cache_info().misses
+    together = engine.run_cases(cases, **arguments)
+    (alone,) = engine.run_cases(cases, only=[2], **arguments)
+    assert program.cache_info().misses == before + 1
+    assert identical(alone, together[2])
+    for case, record in zip(cases, together, strict=True):
+        separate = engine.run(case.instance, case.policy, n_gpus=case.n_gpus, **arguments)
+        assert identical(record, separate)
+        assert (record.n_gpus, record.dt) == (case.n_gpus, separate.dt)
 
 
 def test_policies_of_different_structure_cannot_run_together():

@@ -96,7 +96,7 @@ def path(
 ) -> list[Snapshot]:
     """The engine's state after each of a few windows of growing length."""
     engine = ClusterEngine(stepper)
-    program = engine._program(instance, policy, n_gpus, replications)
+    program = engine.program_of(instance, policy, n_gpus, replications)
     fixed = program.place(
         jax.tree.leaves(device_policy(policy)),
         numbers_of(instance, n_gpus, policy.mixed_gpus(n_gpus)),

@@ -22,21 +22,21 @@ PerClass = Int[Array, "classes replications"]
 class Numbers(eqx.Module):
     """The numbers of one run, as float32 with a trailing axis for replications: nothing here is a shape.
 
-    `n_gpus` n, `mixed_gpus` M (n without a partition; one a replication when policies run together),
-    `batch_size` B; rates of each class in 1/s, `arrival_rate` of the whole cluster;
+    That axis has length 1 for what all replications share. `n_gpus` n, `mixed_gpus` M (n without a
+    partition), `batch_size` B; rates of each class in 1/s, `arrival_rate` of the whole cluster;
     `mean_interarrival_time` in s: the reciprocal of their sum, taken on the host, since a compiler may or
     may not replace a division by it.
     """
 
-    n_gpus: Int[Array, "1"]
+    n_gpus: Int[Array, " #replications"]
     mixed_gpus: Int[Array, " #replications"]
-    batch_size: Int[Array, "1"]
-    arrival_rate: Float[Array, "classes 1"]
-    mean_interarrival_time: Float[Array, "1"]
-    patience_rate: Float[Array, "classes 1"]
-    mu_prefill: Float[Array, "classes 1"]
-    mu_mixed: Float[Array, "classes 1"]
-    mu_solo: Float[Array, "classes 1"]
+    batch_size: Int[Array, " #replications"]
+    arrival_rate: Float[Array, "classes #replications"]
+    mean_interarrival_time: Float[Array, " #replications"]
+    patience_rate: Float[Array, "classes #replications"]
+    mu_prefill: Float[Array, "classes #replications"]
+    mu_mixed: Float[Array, "classes #replications"]
+    mu_solo: Float[Array, "classes #replications"]
 
     @property
     def solo_capacity(self) -> Int[Array, " #replications"]:

@@ -1,43 +1,91 @@
-"""Policies that are simulated as one run."""
+"""Clusters that are simulated as one run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import equinox as eqx
 import jax
 import numpy as np
 
 from .._errors import InputError
+from .._instance import Instance
 from .._policy.base import Policy
-from .base import unlabelled
+from .base import Numbers, device_policy, numbers_of, unlabelled
+from .shape import Shape
+
+Own = Literal["none", "policy", "all"]
+"""What every replication has of its own: nothing (one case), its policy's numbers, or its instance's and the
+size of its cluster too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A policy on a cluster of `n_gpus` that serves an instance."""
+
+    instance: Instance
+    policy: Policy
+    n_gpus: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Policies that run together, the size of the mixed group of each, and the one for which it is
-    largest.
+    """Cases that run together, and the sizes that serve all of them.
 
-    `together`: whether every replication has numbers of its own: one program then serves any number of
-    policies. `scores`: of how many parameters the record keeps scores.
+    `own`: what replications have of their own: one program then serves any number of cases. `scores`: of
+    how many parameters the record keeps scores.
     """
 
-    policies: tuple[Policy, ...]
+    cases: tuple[Case, ...]
     mixed_gpus: np.ndarray
-    widest: Policy
-    together: bool
+    shape: Shape
+    own: Own
     scores: int = 0
 
     @classmethod
-    def of(cls, policies: Sequence[Policy], n_gpus: int, together: bool = False) -> Group:
-        """The group of some policies on a cluster. **Raises:** `InputError` when they differ in structure."""
-        if not policies:
-            raise InputError("policies: expected at least one")
+    def of(cls, cases: Sequence[Case], shape_of: Callable[[Case], Shape], own: Own = "none") -> Group:
+        """The group of some cases. **Raises:** `InputError` when the policies differ in structure, or the
+        instances in the number of classes."""
+        if not cases:
+            raise InputError("cases: expected at least one")
         # What differs may be numbers, and labels: these are part of a tree's structure.
-        policies = tuple(unlabelled(policy) for policy in policies)
-        kinds = [jax.tree.map(np.shape, policy) for policy in policies]
-        if any(not eqx.tree_equal(kind, kinds[0]) for kind in kinds):
+        cases = tuple(dataclasses.replace(case, policy=unlabelled(case.policy)) for case in cases)
+        kind = structure_of(cases[0].policy)
+        if any(not eqx.tree_equal(structure_of(case.policy), kind) for case in cases):
             raise InputError("policies: expected the same gate, router, partition or none, and shapes in all")
-        mixed = np.asarray([policy.mixed_gpus(n_gpus) for policy in policies])
-        return cls(policies, mixed, policies[int(np.argmax(mixed))], together)
+        if len({case.instance.n_classes for case in cases}) > 1:
+            raise InputError("instances: expected the same number of classes in all")
+        mixed = np.asarray([case.policy.mixed_gpus(case.n_gpus) for case in cases])
+        shapes = [shape_of(case) for case in cases]
+        widest = {name: max(getattr(shape, name) for shape in shapes) for name in ("gpus", "batch")}
+        return cls(cases, mixed, dataclasses.replace(shapes[0], **widest), own)
+
+    @property
+    def buffers(self) -> int:
+        """Buffers of the router, the same in all."""
+        return len(self.cases[0].policy.router.buffers)
+
+    def lowered(self, follows: np.ndarray) -> tuple[Policy, Numbers]:
+        """Policy and numbers on the device, for replications that each follow one of the cases."""
+        lanes = None if self.own == "none" else follows
+        policy = device_policy(*(case.policy for case in self.cases), lanes=lanes)
+        if self.own != "all":
+            first = self.cases[0]
+            mixed = self.mixed_gpus if lanes is None else self.mixed_gpus[lanes]
+            return policy, numbers_of(first.instance, first.n_gpus, mixed)
+        numbers = [
+            jax.device_get(numbers_of(case.instance, case.n_gpus, int(mixed)))
+            for case, mixed in zip(self.cases, self.mixed_gpus, strict=True)
+        ]
+
+        def joined(*leaves: np.ndarray) -> jax.Array:
+            return jax.numpy.asarray(np.concatenate(leaves, axis=-1)[..., follows])
+
+        return policy, jax.tree.map(joined, *numbers)
+
+
+def structure_of(policy: Policy) -> Policy:
+    """The policy with the shapes of its arrays in their place."""
+    return jax.tree.map(np.shape, unlabelled(policy))

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .base import Numbers, Totals
+from .group import Own
 from .random import Generator
 from .shape import Shape
 
@@ -33,7 +34,7 @@ class Program:
         shapes: tuple,
         block: int,
         devices: int,
-        together: bool,
+        own: Own,
     ):
         self.mesh = Mesh(np.asarray(jax.local_devices()[:devices]), ("replications",))
         self.module = module
@@ -51,7 +52,7 @@ class Program:
             return self.module.advance(chain(leaves, numbers, keys), state, window, length, steps)
 
         leaves = [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in shapes]
-        numbers = jax.eval_shape(lambda: _numbers_like(shape.classes, block if together else 1))
+        numbers = jax.eval_shape(lambda: _numbers_like(shape.classes, block, own))
         keys = jax.ShapeDtypeStruct((2, block), np.uint32)
         state = jax.eval_shape(start, leaves, numbers, keys)
         totals = jax.eval_shape(lambda: Totals.zeros(shape.classes, block, shape.scores))
@@ -59,7 +60,7 @@ class Program:
 
         # Arrays with one entry for each replication are spread with them; of the rest all have a copy.
         def own_axis(leaf: jax.ShapeDtypeStruct) -> int | None:
-            return leaf.ndim - 1 if together and leaf.shape[-1:] == (block,) else None
+            return leaf.ndim - 1 if own != "none" and leaf.shape[-1:] == (block,) else None
 
         self.own_axes = jax.tree.map(own_axis, (leaves, numbers))
         own_specs = jax.tree.map(_spec, self.own_axes, is_leaf=lambda axis: axis is None)
@@ -148,10 +149,12 @@ def _compiler_options(devices: int) -> dict[str, str | bool]:
     return {"xla_cpu_multi_thread_eigen": False} if busy else {}
 
 
-def _numbers_like(classes: int, partitions: int) -> Numbers:
-    one, column = jnp.zeros(1, jnp.int32), jnp.zeros((classes, 1), jnp.float32)
-    partition, mean = jnp.zeros(partitions, jnp.int32), jnp.zeros(1, jnp.float32)
-    return Numbers(one, partition, one, column, mean, column, column, column, column)
+def _numbers_like(classes: int, block: int, own: Own) -> Numbers:
+    lanes = block if own == "all" else 1
+    whole, mean = jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, jnp.float32)
+    column = jnp.zeros((classes, lanes), jnp.float32)
+    partition = jnp.zeros(1 if own == "none" else block, jnp.int32)
+    return Numbers(whole, partition, whole, column, mean, column, column, column, column)
 
 
 @functools.lru_cache(maxsize=256)
@@ -163,7 +166,7 @@ def program(
     shapes: tuple,
     block: int,
     devices: int,
-    together: bool,
+    own: Own,
 ) -> Program:
     """The program of these sizes, compiled once."""
-    return Program(module, shape, generator, structure, shapes, block, devices, together)
+    return Program(module, shape, generator, structure, shapes, block, devices, own)

@@ -17,8 +17,8 @@ import numpy as np
 from .._errors import InputError, SimulationError
 from .._instance import Instance
 from .._policy.base import Policy
-from .base import Totals, device_policy, numbers_of
-from .group import Group
+from .base import Totals
+from .group import Case, Group, Own
 from .hosts import shared_blocks
 from .program import Program, program
 from .random import Generator, replication_keys
@@ -122,12 +122,11 @@ class AbstractReplicatedEngine(eqx.Module):
         of `Leap` is too long, or scores are asked of it, or of a policy without random decisions;
         `SimulationError` when a router leaves a request without a place, naming the replication.
         """
-        self.shape(instance, policy, n_gpus)
-        plan = self.windows(instance, n_gpus, horizon, warmup, n_windows)
-        group = Group.of([policy], n_gpus)
+        group = self._group([Case(instance, policy, n_gpus)])
         if scores:
             group = dataclasses.replace(group, scores=self.score_count(policy))
-        (record,) = self._run(instance, group, n_gpus, plan, key, replications, first, progress)
+        run = _Run(horizon, warmup, n_windows, key, replications, first)
+        (record,) = self._run(group, [0], run, progress)
         return record
 
     def run_together(
@@ -151,37 +150,91 @@ class AbstractReplicatedEngine(eqx.Module):
         **Returns:** a `Record` for each policy. **Raises:** as `run`; `InputError` when the policies differ
         in structure.
         """
-        for policy in policies:
-            self.shape(instance, policy, n_gpus)
-        plan = self.windows(instance, n_gpus, horizon, warmup, n_windows)
-        group = Group.of(policies, n_gpus, together=True)
-        return self._run(instance, group, n_gpus, plan, key, replications, first, progress)
+        group = self._group([Case(instance, policy, n_gpus) for policy in policies], "policy")
+        run = _Run(horizon, warmup, n_windows, key, replications, first)
+        return self._run(group, range(len(policies)), run, progress)
 
-    def _run(
+    def run_cases(
         self,
-        instance: Instance,
-        group: Group,
-        n_gpus: int,
-        windows: Windows,
+        cases: Sequence[Case],
+        *,
+        horizon: float,
+        warmup: float,
         key: jax.Array,
         replications: int,
-        first: int,
-        progress: Progress | None,
+        first: int = 0,
+        progress: Progress | None = None,
+        only: Sequence[int] | None = None,
     ) -> list[Record]:
-        total = len(group.policies) * replications
-        block = self.block_size(instance, group.widest, n_gpus, total)
+        """`run` for clusters of many sizes and instances, under policies that differ in their numbers alone,
+        as one large run: one program serves all.
+
+        **Arguments:** `only`: positions of the cases that are wanted now; all when None. The program is the
+        same whichever these are.
+
+        **Returns:** a `Record` for each case that is wanted, the same as of `run`. **Raises:** as `run`;
+        `InputError` when the policies differ in structure, or the instances in the number of classes.
+        """
+        group = self._group(cases, "all")
+        run = _Run(horizon, warmup, None, key, replications, first)
+        return self._run(group, range(len(cases)) if only is None else only, run, progress)
+
+    def _group(self, cases: Sequence[Case], own: Own = "none") -> Group:
+        return Group.of(cases, lambda case: self.shape(case.instance, case.policy, case.n_gpus), own)
+
+    def _run(self, group: Group, wanted: Sequence[int], run: _Run, progress: Progress | None) -> list[Record]:
+        """A record for each case that is wanted; those that go through time alike share blocks."""
+        by_timing: dict[_Timing, list[int]] = {}
+        for k in wanted:
+            by_timing.setdefault(self._timing(group.cases[k], run), []).append(k)
+        block = self._fitting_block(group.shape, group.buffers, len(group.cases) * run.replications)
+        blocks = [-(-len(some) * run.replications // block) for some in by_timing.values()]
+        windows = [len(timing.windows.lengths) for timing in by_timing]
+        total = sum(count * each for count, each in zip(blocks, windows, strict=True))
+        done, records = 0, {}
+        for count, (timing, some) in zip(blocks, by_timing.items(), strict=True):
+            report = functools.partial(_report, progress, done, total)
+            records.update(self._run_alike(group, some, timing, run, block, report))
+            done += count * len(timing.windows.lengths)
+        return [records[k] for k in wanted]
+
+    def _timing(self, case: Case, run: _Run) -> _Timing:
+        """How a case goes through time."""
+        windows = self.windows(case.instance, case.n_gpus, run.horizon, run.warmup, run.n_windows)
+        return _Timing(windows, self.step(case.instance, case.policy))
+
+    def _run_alike(
+        self,
+        group: Group,
+        wanted: Sequence[int],
+        timing: _Timing,
+        run: _Run,
+        block: int,
+        report: Callable[[int], None],
+    ) -> dict[int, Record]:
+        """A record for each of the cases `wanted`, which go through time alike."""
+        total = len(wanted) * run.replications
         starts = range(0, total, block)
-        pieces = len(starts) * len(windows.lengths)
+        cases = np.asarray(wanted)
 
-        def run(b: int) -> Record:
-            report = functools.partial(_report, progress, b * len(windows.lengths), pieces)
+        def run_block(b: int) -> Record:
             lanes = np.arange(starts[b], starts[b] + block)
-            follows = np.minimum(lanes // replications, len(group.policies) - 1)
-            numbers = first + lanes - replications * follows
-            return self._run_block(instance, group, n_gpus, windows, key, follows, numbers, report)
+            position = np.minimum(lanes // run.replications, len(wanted) - 1)
+            numbers = run.first + lanes - run.replications * position
+            before = b * len(timing.windows.lengths)
 
-        record = Record.concatenate(shared_blocks(len(starts), run)).part(0, total)
-        return [record.part(k * replications, replications) for k in range(len(group.policies))]
+            def progress(done: int) -> None:
+                report(before + done)
+
+            return self._run_block(group, cases[position], timing, run.key, numbers, progress)
+
+        record = Record.concatenate(shared_blocks(len(starts), run_block)).part(0, total)
+        return {
+            k: dataclasses.replace(
+                record.part(position * run.replications, run.replications), n_gpus=group.cases[k].n_gpus
+            )
+            for position, k in enumerate(wanted)
+        }
 
     def memory(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Bytes that one call holds on all devices together, about."""
@@ -191,7 +244,7 @@ class AbstractReplicatedEngine(eqx.Module):
     def compile(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> None:
         """Compile ahead of time what `run` would; several threads may do so at once."""
         block = self.block_size(instance, policy, n_gpus, replications)
-        self._program(instance, policy, n_gpus, block)
+        self.program_of(instance, policy, n_gpus, block)
 
     def state_bytes(self, instance: Instance, policy: Policy, n_gpus: int) -> int:
         """Bytes of state of one replication, about."""
@@ -200,14 +253,22 @@ class AbstractReplicatedEngine(eqx.Module):
     def compiled_text(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> str:
         """The optimised program (HLO) that advances a block, for counting what a step compiles to."""
         block = self.block_size(instance, policy, n_gpus, replications)
-        return self._program(instance, policy, n_gpus, block).text() or ""
+        return self.program_of(instance, policy, n_gpus, block).text() or ""
+
+    def program_of(self, instance: Instance, policy: Policy, n_gpus: int, block: int) -> Program:
+        """What is compiled for blocks of so many replications of one cluster."""
+        return self._program(self._group([Case(instance, policy, n_gpus)]), block)
 
     def block_size(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
         """Replications per call on all devices together: a multiple of `LANES` on each."""
+        shape = self.shape(instance, policy, n_gpus)
+        return self._fitting_block(shape, len(policy.router.buffers), replications)
+
+    def _fitting_block(self, shape: Shape, buffers: int, replications: int) -> int:
         devices = len(jax.local_devices())
         share = -(-replications // (devices * jax.process_count()))
         if self.block is None:
-            size = self.bytes_of(self.shape(instance, policy, n_gpus), len(policy.router.buffers))
+            size = self.bytes_of(shape, buffers)
             budget = self.block_bytes if jax.default_backend() == "cpu" else 2**30
             fits = max(LANES, budget // size)
             # Blocks of equal size, so that the last one is not mostly padding.
@@ -228,57 +289,61 @@ class AbstractReplicatedEngine(eqx.Module):
             )
         return count
 
-    def _program(
-        self,
-        instance: Instance,
-        policy: Policy,
-        n_gpus: int,
-        block: int,
-        together: bool = False,
-        scores: int = 0,
-    ) -> Program:
-        lanes = np.zeros(block, int) if together else None
-        leaves, structure = jax.tree.flatten(device_policy(policy, lanes=lanes))
+    def _program(self, group: Group, block: int) -> Program:
+        policy, _ = group.lowered(np.zeros(block, int))
+        leaves, structure = jax.tree.flatten(policy)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        shape = dataclasses.replace(self.shape(instance, policy, n_gpus), scores=scores)
-        return program(
-            self.chain, shape, self.generator, structure, shapes, block, len(jax.local_devices()), together
-        )
+        shape = dataclasses.replace(group.shape, scores=group.scores)
+        devices = len(jax.local_devices())
+        return program(self.chain, shape, self.generator, structure, shapes, block, devices, group.own)
 
     def _run_block(
         self,
-        instance: Instance,
         group: Group,
-        n_gpus: int,
-        windows: Windows,
-        key: jax.Array,
         follows: np.ndarray,
+        timing: _Timing,
+        key: jax.Array,
         replications: np.ndarray,
         report: Callable[[int], None],
     ) -> Record:
-        policy = group.widest
-        step = self.step(instance, policy)
-        compiled = self._program(instance, policy, n_gpus, len(follows), group.together, group.scores)
-        lowered = device_policy(*group.policies, lanes=follows if group.together else None)
-        mixed = group.mixed_gpus[follows] if group.together else group.mixed_gpus
-        fixed = compiled.place(
-            jax.tree.leaves(lowered),
-            numbers_of(instance, n_gpus, mixed),
-            replication_keys(key, replications),
-        )
+        """A block of replications, each of the case that it follows."""
+        compiled = self._program(group, len(follows))
+        policy, numbers = group.lowered(follows)
+        fixed = compiled.place(jax.tree.leaves(policy), numbers, replication_keys(key, replications))
         state = compiled.start(*fixed)
-        rows = []
+        windows, rows = timing.windows, []
         for w, length in enumerate(windows.lengths):
             kept = []
             for part in range(windows.parts):
                 index = jnp.asarray(w * windows.parts + part, jnp.int32)
-                state, totals = compiled.advance(*fixed, state, index, *pace(length / windows.parts, step))
+                seconds = length / windows.parts
+                state, totals = compiled.advance(*fixed, state, index, *pace(seconds, timing.step))
                 kept.append(totals)
             host = jax.device_get(kept)
             report(w + 1)
             _check_status(compiled.status(state), replications)
             rows.append(_summed(host))
-        return _record(rows, windows, compiled.levels(state), n_gpus, step)
+        return _record(rows, windows, compiled.levels(state), group.cases[follows[0]].n_gpus, timing.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all cases of a call have in common; `n_windows`: after the warm-up, when not as many as usual."""
+
+    horizon: float
+    warmup: float
+    n_windows: int | None
+    key: jax.Array
+    replications: int
+    first: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timing:
+    """How a run goes through time: its windows, and the step of a time-stepped one, s."""
+
+    windows: Windows
+    step: float | None
 
 
 def _report(progress: Progress | None, before: int, total: int, done: int) -> None:
