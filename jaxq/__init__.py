@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from ._calibration import calibrate as calibrate
     from ._calibration import calibrate_file as calibrate_file
     from ._calibration import plot_calibration as plot_calibration
+    from ._cases import simulate_cases as simulate_cases
     from ._compare import Comparison as Comparison
     from ._compare import compare as compare
     from ._engine.cluster import ClusterEngine as ClusterEngine
+    from ._engine.group import Case as Case
     from ._engine.record import Record as Record
     from ._engine.steppers import Exact as Exact
     from ._engine.steppers import Leap as Leap
@@ -58,8 +60,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_calibration": ("Calibration", "FileCalibration", "calibrate", "calibrate_file", "plot_calibration"),
+    "_cases": ("simulate_cases",),
     "_compare": ("Comparison", "compare"),
     "_engine.cluster": ("ClusterEngine",),
+    "_engine.group": ("Case",),
     "_engine.record": ("Record",),
     "_engine.steppers": ("Exact", "Leap"),
     "_errors": ("InputError", "PlanError", "SimulationError"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import time
 import warnings
@@ -13,34 +12,21 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ._engine.record import Record
 from ._errors import InputError
 from ._instance import Instance
 from ._policy.base import Policy
 from ._result import Result
+from ._run_setting import Budget, RunSetting, key_text
 from ._store.kept_run import kept_run
 from ._store.stored_record import StoredRecord
-
-MAX_BLOCKS = 64
-"""How many times `replications` a run to a precision may take, when `max_replications` is not given."""
-
-REPLICATIONS = 64
-"""Replications when none are asked for."""
-
-FEWEST_REPLICATIONS = 8
-"""Replications before an interval is trusted to stop a run."""
 
 Whole = Any
 """A whole number, of Python or numpy; anything else is refused by name."""
 
 Seconds = Any
 """A finite number of seconds, of Python or numpy; anything else is refused by name."""
-
-LARGEST = 1e300
-"""Beyond this a number of seconds is taken for infinite."""
 
 Progress = Callable[[int, int], None]
 
@@ -135,71 +121,36 @@ def simulate(
     full.
     """
     engine = _default_engine() if engine is None else engine
-    setting = _Setting.of(engine, n_gpus, horizon, warmup, replications, key, first, precision)
-    budget = _Budget.of(setting.replications, precision, max_replications, time_limit)
+    setting = RunSetting.of(engine, n_gpus, horizon, warmup, replications, key, first, precision)
+    budget = Budget.of(setting.replications, precision, max_replications, time_limit)
     if out is not None and jax.process_count() > 1:
         raise InputError("out: expected None in a run over several processes; save its result instead")
-    found = _found(instance, policy, engine, setting, budget, progress, out)
+    found = simulated(instance, policy, engine, setting, budget, progress, out)
     for line in found.cautions():
         warnings.warn(line, StatisticsWarning, stacklevel=2)
     return found
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """The checked arguments of a run; `n_gpus` and `key` are None in the fluid limit."""
-
-    n_gpus: int | None
-    horizon: float
-    warmup: float
-    key: jax.Array | None
-    replications: int
-    first: int
-
-    @classmethod
-    def of(
-        cls,
-        engine: Engine,
-        n_gpus: Any,
-        horizon: Any,
-        warmup: Any,
-        replications: Any,
-        key: Any,
-        first: Any,
-        precision: Any,
-    ) -> _Setting:
-        """Those of a call, checked."""
-        times = _times(horizon, warmup, engine.is_fluid)
-        first = _whole("first", first, 0)
-        if engine.is_fluid:
-            chance = {"n_gpus": n_gpus, "replications": replications, "key": key, "precision": precision}
-            given = [name for name, value in chance.items() if value is not None]
-            if given:
-                raise InputError(f"{given[0]}: expected None with the fluid engine, which has no chance")
-            return cls(None, *times, key=None, replications=1, first=first)
-        n_gpus = _whole("n_gpus", n_gpus, 1)
-        replications = _whole("replications", REPLICATIONS if replications is None else replications, 1)
-        return cls(n_gpus, *times, key=_random_key(key), replications=replications, first=first)
-
-
-def _found(
+def simulated(
     instance: Instance,
     policy: Policy,
     engine: Engine,
-    setting: _Setting,
-    budget: _Budget,
+    setting: RunSetting,
+    budget: Budget,
     progress: Progress | None,
     out: Any,
+    run: Callable[..., Record] | None = None,
 ) -> Result:
-    """The result of a checked run, kept in `out` if there is one."""
-    numbers = {name: getattr(setting, name) for name in ("n_gpus", "horizon", "warmup", "key")}
-    run = functools.partial(engine.run, instance, policy, **numbers, progress=progress)
+    """The result of a checked run, kept in `out` if there is one; `run`: in place of the engine's."""
+    if run is None:
+        numbers = {name: getattr(setting, name) for name in ("n_gpus", "horizon", "warmup", "key")}
+        run = functools.partial(engine.run, instance, policy, **numbers, progress=progress)
     known = {
         "instance": instance,
         "policy_name": policy.name,
         "horizon": setting.horizon,
         "warmup": setting.warmup,
-        "key": "" if setting.key is None else _key_text(setting.key),
+        "key": "" if setting.key is None else key_text(setting.key),
         "first": setting.first,
         "engine_description": engine.describe(instance, policy, setting.n_gpus),
     }
@@ -238,7 +189,7 @@ class _InMemory:
         return self.record, time.perf_counter() - self.started
 
 
-def _within(budget: _Budget, replications: int, source: _Source, result: Callable[..., Result]) -> Result:
+def _within(budget: Budget, replications: int, source: _Source, result: Callable[..., Result]) -> Result:
     """Blocks of replications until the budget is spent."""
     done = 0
     while True:
@@ -250,99 +201,7 @@ def _within(budget: _Budget, replications: int, source: _Source, result: Callabl
             return replace(found, stopped_because=reason)
 
 
-@dataclass(frozen=True)
-class _Budget:
-    """When a run ends: `most` replications, and with a `precision` possibly sooner."""
-
-    most: int
-    precision: float | None
-    seconds: float
-
-    @classmethod
-    def of(cls, replications: int, precision: Any, max_replications: Any, time_limit: Any) -> _Budget:
-        """The checked limits."""
-        if precision is None:
-            for name, value in (("max_replications", max_replications), ("time_limit", time_limit)):
-                if value is not None:
-                    raise InputError(f"{name}: expected only together with precision; give precision as well")
-            return cls(replications, None, math.inf)
-        precision = _number("precision", precision)
-        if not 0 < precision < 1:
-            raise InputError(
-                f"precision: expected a relative half-width above 0 and below 1, got {precision:g}"
-            )
-        most = MAX_BLOCKS * replications
-        if max_replications is not None:
-            most = _whole("max_replications", max_replications, replications)
-        seconds = math.inf if time_limit is None else _number("time_limit", time_limit)
-        if seconds <= 0:
-            raise InputError(f"time_limit: expected a positive number of seconds, got {seconds:g}")
-        return cls(most, precision, seconds)
-
-    def spent(self, result: Result) -> str | None:
-        """Why to stop after `result`; None to go on."""
-        if self.precision is None:
-            return "replications"
-        enough = result.replications >= FEWEST_REPLICATIONS
-        if enough and float(result.revenue.relative_half_width) <= self.precision:
-            return "precision"
-        if result.replications >= self.most:
-            return "max_replications"
-        return "time_limit" if result.seconds >= self.seconds else None
-
-
 def _default_engine() -> Engine:
     from ._engine.cluster import ClusterEngine
 
     return ClusterEngine()
-
-
-def _times(horizon: Any, warmup: Any, endless: bool) -> tuple[float, float]:
-    """Horizon and warm-up in s, when they leave something to measure; a horizon without end if allowed."""
-    warmup = _number("warmup", warmup)
-    if endless and isinstance(horizon, float) and horizon == math.inf:
-        return math.inf, warmup
-    horizon = _number("horizon", horizon)
-    if horizon <= 0:
-        raise InputError(f"horizon: expected a positive number of seconds, got {horizon:g}")
-    if not 0 <= warmup < horizon:
-        raise InputError(
-            f"warmup: expected 0 s or more and less than horizon ({horizon:g} s), got {warmup:g}"
-        )
-    return horizon, warmup
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least `least`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        shown = value if isinstance(value, int | float) else type(value).__name__
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {shown}")
-    return int(value)
-
-
-def _number(name: str, value: Any) -> float:
-    """A finite number."""
-    numeric = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not numeric or not -LARGEST < value < LARGEST:
-        shown = value if numeric else type(value).__name__
-        raise InputError(f"{name}: expected a finite number, got {shown}")
-    return float(value)
-
-
-def _random_key(key: Any) -> jax.Array:
-    """A JAX key from a seed; a key passes, in its old form (`jax.random.PRNGKey`) too."""
-    if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if isinstance(key, jax.Array) and key.ndim == 1 and key.dtype == jnp.uint32:
-        return jax.random.wrap_key_data(key)
-    seed = 0 if key is None else key
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise InputError(f"key: expected a whole number from 0 to 2**32 - 1 or one JAX key, got {key!r:.40}")
-    return jax.random.wrap_key_data(jnp.asarray([0, seed], jnp.uint32), impl="threefry2x32")
-
-
-def _key_text(key: jax.Array) -> str:
-    """The generator's name and the words of a key, in hexadecimal."""
-    words = np.asarray(jax.random.key_data(key)).ravel()
-    return ":".join([str(jax.random.key_impl(key)), *(f"{int(word):08x}" for word in words)])

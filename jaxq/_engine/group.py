@@ -23,7 +23,7 @@ size of its cluster too."""
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A policy on a cluster of `n_gpus` that serves an instance."""
+    """One of the clusters of `simulate_cases`: a policy on `n_gpus` GPUs that serves an instance."""
 
     instance: Instance
     policy: Policy

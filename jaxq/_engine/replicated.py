@@ -179,6 +179,11 @@ class AbstractReplicatedEngine(eqx.Module):
         run = _Run(horizon, warmup, None, key, replications, first)
         return self._run(group, range(len(cases)) if only is None else only, run, progress)
 
+    def block_of_cases(self, cases: Sequence[Case], replications: int) -> int:
+        """Replications that `run_cases` simulates at a time, when it is asked for so many of each case."""
+        group = self._group(cases, "all")
+        return self._fitting_block(group.shape, group.buffers, len(cases) * replications)
+
     def _group(self, cases: Sequence[Case], own: Own = "none") -> Group:
         return Group.of(cases, lambda case: self.shape(case.instance, case.policy, case.n_gpus), own)
 
@@ -306,7 +311,7 @@ class AbstractReplicatedEngine(eqx.Module):
         replications: np.ndarray,
         report: Callable[[int], None],
     ) -> Record:
-        """A block of replications, each of the case that it follows."""
+        """A block of replications, each of the case that it follows; the record names the first case's n."""
         compiled = self._program(group, len(follows))
         policy, numbers = group.lowered(follows)
         fixed = compiled.place(jax.tree.leaves(policy), numbers, replication_keys(key, replications))
@@ -323,7 +328,7 @@ class AbstractReplicatedEngine(eqx.Module):
             report(w + 1)
             _check_status(compiled.status(state), replications)
             rows.append(_summed(host))
-        return _record(rows, windows, compiled.levels(state), group.cases[follows[0]].n_gpus, timing.step)
+        return _record(rows, windows, compiled.levels(state), group.cases[0].n_gpus, timing.step)
 
 
 @dataclasses.dataclass(frozen=True)

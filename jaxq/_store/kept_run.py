@@ -137,6 +137,14 @@ def summarise_run(path: Path) -> RunSummary:
     return RunSummary(path, about, sum(block.end - block.first for block in unbroken(path)))
 
 
+def is_kept(path: Path, replications: int) -> bool:
+    """Whether the folder of a run seems to hold so many replications; its files are not checked."""
+    try:
+        return path.is_dir() and summarise_run(path).kept >= replications
+    except InputError:
+        return False
+
+
 def load_run(path: Path) -> Result:
     """The result of a run that is kept, of the replications that are there; each file is checked as it is
     read.
