@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
     from ._store.run_store import StoreWarning as StoreWarning
+    from ._sweep import Sweep as Sweep
+    from ._sweep import sweep as sweep
     from ._tiny.optimum import Optimum as Optimum
     from ._tiny.optimum import optimal_control as optimal_control
     from ._tiny.policy_value import PolicyEvaluator as PolicyEvaluator
@@ -87,6 +89,7 @@ _HOMES = {
     "_tiny.policy_value": ("PolicyEvaluator", "policy_value"),
     "_search": ("Search",),
     "_store.run_store": ("StoreWarning",),
+    "_sweep": ("Sweep", "sweep"),
     "_tune": ("Tuned", "tune"),
     "_workload": ("Workload",),
 }

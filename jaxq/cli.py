@@ -23,6 +23,7 @@ from ._cli.kept import ls, show
 from ._cli.plan import plan
 from ._cli.run import run
 from ._cli.simulate import simulate
+from ._cli.sweep import sweep
 from ._cli.tune import tune
 from ._errors import InputError, SimulationError
 
@@ -53,6 +54,7 @@ app = typer.Typer(
 for command in (
     run,
     simulate,
+    sweep,
     tune,
     experiment,
     plan,

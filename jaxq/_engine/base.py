@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -46,24 +47,35 @@ class Numbers(eqx.Module):
 
 def numbers_of(instance: Instance, n_gpus: int, mixed_gpus: int | np.ndarray) -> Numbers:
     """Lower an instance to the engine's precision; `mixed_gpus` may differ between replications."""
+    return numbers_of_several([instance], np.asarray([n_gpus]), np.atleast_1d(mixed_gpus))
 
-    def column(value: Any) -> Array:
-        return jnp.asarray(np.asarray(value, np.float64)[:, None], jnp.float32)
 
-    def whole(value: Any) -> Array:
-        return jnp.asarray([int(value)], jnp.int32)
+def numbers_of_several(
+    instances: Sequence[Instance], n_gpus: np.ndarray, mixed_gpus: np.ndarray, lanes: np.ndarray | None = None
+) -> Numbers:
+    """Lower clusters to the engine's precision.
 
-    arrival_rate = n_gpus * np.asarray(instance.workload.arrival_rate, np.float64)
+    `lanes` says which of them each replication is of; `mixed_gpus` is by replication.
+    """
+    lanes = np.arange(len(instances)) if lanes is None else lanes
+
+    def columns(rows: list[Any]) -> Array:
+        return jnp.asarray(np.stack(rows, axis=-1, dtype=np.float64)[..., lanes], jnp.float32)
+
+    rates = [
+        n * np.asarray(instance.workload.arrival_rate, np.float64)
+        for instance, n in zip(instances, n_gpus, strict=True)
+    ]
     return Numbers(
-        n_gpus=whole(n_gpus),
-        mixed_gpus=jnp.asarray(np.atleast_1d(mixed_gpus), jnp.int32),
-        batch_size=whole(instance.batch_size),
-        arrival_rate=column(arrival_rate),
-        mean_interarrival_time=jnp.asarray([1.0 / arrival_rate.sum()], jnp.float32),
-        patience_rate=column(instance.workload.patience_rate),
-        mu_prefill=column(instance.mu_prefill),
-        mu_mixed=column(instance.mu_mixed),
-        mu_solo=column(instance.mu_solo),
+        n_gpus=jnp.asarray(n_gpus[lanes], jnp.int32),
+        mixed_gpus=jnp.asarray(mixed_gpus, jnp.int32),
+        batch_size=jnp.asarray([int(instances[k].batch_size) for k in lanes], jnp.int32),
+        arrival_rate=columns(rates),
+        mean_interarrival_time=columns([1.0 / rate.sum() for rate in rates]),
+        patience_rate=columns([instance.workload.patience_rate for instance in instances]),
+        mu_prefill=columns([instance.mu_prefill for instance in instances]),
+        mu_mixed=columns([instance.mu_mixed for instance in instances]),
+        mu_solo=columns([instance.mu_solo for instance in instances]),
     )
 
 

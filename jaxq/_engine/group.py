@@ -13,7 +13,7 @@ import numpy as np
 from .._errors import InputError
 from .._instance import Instance
 from .._policy.base import Policy
-from .base import Numbers, device_policy, numbers_of, unlabelled
+from .base import Numbers, device_policy, numbers_of, numbers_of_several, unlabelled
 from .shape import Shape
 
 Own = Literal["none", "policy", "all"]
@@ -50,8 +50,6 @@ class Group:
         instances in the number of classes."""
         if not cases:
             raise InputError("cases: expected at least one")
-        # What differs may be numbers, and labels: these are part of a tree's structure.
-        cases = tuple(dataclasses.replace(case, policy=unlabelled(case.policy)) for case in cases)
         kind = structure_of(cases[0].policy)
         if any(not eqx.tree_equal(structure_of(case.policy), kind) for case in cases):
             raise InputError("policies: expected the same gate, router, partition or none, and shapes in all")
@@ -59,6 +57,8 @@ class Group:
             raise InputError("instances: expected the same number of classes in all")
         mixed = np.asarray([case.policy.mixed_gpus(case.n_gpus) for case in cases])
         shapes = [shape_of(case) for case in cases]
+        # What differs may be numbers, and labels: these are part of a tree's structure.
+        cases = tuple(dataclasses.replace(case, policy=unlabelled(case.policy)) for case in cases)
         widest = {name: max(getattr(shape, name) for shape in shapes) for name in ("gpus", "batch")}
         return cls(cases, mixed, dataclasses.replace(shapes[0], **widest), own)
 
@@ -69,21 +69,15 @@ class Group:
 
     def lowered(self, follows: np.ndarray) -> tuple[Policy, Numbers]:
         """Policy and numbers on the device, for replications that each follow one of the cases."""
-        lanes = None if self.own == "none" else follows
-        policy = device_policy(*(case.policy for case in self.cases), lanes=lanes)
-        if self.own != "all":
-            first = self.cases[0]
-            mixed = self.mixed_gpus if lanes is None else self.mixed_gpus[lanes]
-            return policy, numbers_of(first.instance, first.n_gpus, mixed)
-        numbers = [
-            jax.device_get(numbers_of(case.instance, case.n_gpus, int(mixed)))
-            for case, mixed in zip(self.cases, self.mixed_gpus, strict=True)
-        ]
-
-        def joined(*leaves: np.ndarray) -> jax.Array:
-            return jax.numpy.asarray(np.concatenate(leaves, axis=-1)[..., follows])
-
-        return policy, jax.tree.map(joined, *numbers)
+        first = self.cases[0]
+        if self.own == "none":
+            return device_policy(first.policy), numbers_of(first.instance, first.n_gpus, self.mixed_gpus)
+        policy = device_policy(*(case.policy for case in self.cases), lanes=follows)
+        if self.own == "policy":
+            return policy, numbers_of(first.instance, first.n_gpus, self.mixed_gpus[follows])
+        instances = [case.instance for case in self.cases]
+        sizes = np.asarray([case.n_gpus for case in self.cases])
+        return policy, numbers_of_several(instances, sizes, self.mixed_gpus[follows], follows)
 
 
 def structure_of(policy: Policy) -> Policy:
