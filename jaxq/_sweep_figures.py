@@ -75,7 +75,7 @@ def _maps(data: Any, grid: dict[str, np.ndarray], scheme: str) -> Figure:
     images = []
     for axes, policy, gap in zip(panels, data.policy.values, gaps, strict=False):
         field = gap[order].reshape(len(ys), len(xs))
-        images.append(_heat_map(axes, xs, ys, field, lowest, highest))
+        images.append(heat_map(axes, xs, ys, field, lowest, highest))
         axes.set_title(str(policy))
         axes.set_xlabel(across)
         axes.set_ylabel(up)
@@ -85,7 +85,7 @@ def _maps(data: Any, grid: dict[str, np.ndarray], scheme: str) -> Figure:
     return figure
 
 
-def _heat_map(axes: Axes, xs: np.ndarray, ys: np.ndarray, field: np.ndarray, low: float, high: float) -> Any:
+def heat_map(axes: Axes, xs: np.ndarray, ys: np.ndarray, field: np.ndarray, low: float, high: float) -> Any:
     """Cells of equal size whatever the values, which label them."""
     image = axes.imshow(field, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
     for values, ticks, labels in (
