@@ -8,7 +8,6 @@ free; and sample paths on the fluid and on the diffusion scale.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, simulate, solve_plan
+from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, solve_plan
 from jaxq._power_law import fit_power_law
 from jaxq._pricing import SCHEMES
 from jaxq._progress import ProgressBars
+from jaxq._study import CLAIMS, draw_points, estimate_variables, measured, result_row, scaled
 from jaxq._summary import size_name
 from jaxq.policies import PRESETS, Policy
 
@@ -30,12 +30,8 @@ TITLE = "Large n: the road to the limit, and its rate"
 
 PAPER = ""
 
-CLAIMS = {
-    ("gate_and_route", "bundled"): "asymptotically optimal (section 4.1)",
-    ("prioritize_and_route", "separate"): "asymptotically optimal (section 4.2)",
-    ("sli_gate_and_route", "bundled"): "asymptotically optimal under its SLIs (section 5)",
-}
-"""What [Lin26] claims of a policy under a scheme."""
+QUANTITIES = ("abandonment_rate_prefill", "abandonment_rate_decode", "slot_utilisation")
+"""What is kept of a simulation beside its gaps: where the losses are."""
 
 PATH_POLICY = "gate_and_route"
 """Whose sample paths are shown."""
@@ -115,10 +111,8 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     effort = QUICK if quick else FULL
     rows = []
     for point in points(instance, effort):
-        result = _simulated(instance, point, effort, quick, seed, kept, bars.start(point.label))
-        gap = result.gap()
-        rows.append(_row(point, result))
-        bars.finish(f"{point.label}: gap {100 * gap.mean:.3f} ± {100 * gap.half_width:.3f} %")
+        result = _simulated(instance, point, effort, quick, seed, kept, bars)
+        rows.append({**result_row(result, QUANTITIES), "engine": point.engine})
     return {
         "effort": asdict(effort),
         "gaps": rows,
@@ -133,29 +127,24 @@ def piece_count(instance: Instance, quick: bool) -> int:
 
 
 def _simulated(
-    instance: Instance, point: Point, effort: Effort, quick: bool, seed: int, kept: Path, progress: Any
+    instance: Instance, point: Point, effort: Effort, quick: bool, seed: int, kept: Path, bars: ProgressBars
 ) -> Result:
     policy = PRESETS[point.policy](instance)
     out = kept / f"{point.policy}_{point.engine}_n{size_name(point.n_gpus)}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if point.n_gpus is None:
-            # By groups where that is the limit too: quicker by far.
-            level = "pooled" if quick and policy.partition is not None else "configuration"
-            engine = FluidEngine(level=level)
-            return simulate(instance, policy, horizon=math.inf, warmup=0.0, engine=engine, out=out)
-        return simulate(
-            instance,
-            policy,
-            n_gpus=point.n_gpus,
-            horizon=effort.horizon,
-            warmup=effort.warmup,
-            replications=point.replications,
-            key=seed,
-            engine=_engine(instance, policy, point, effort),
-            progress=progress,
-            out=out,
-        )
+    if point.n_gpus is None:
+        # By groups where that is the limit too: quicker by far.
+        level = "pooled" if quick and policy.partition is not None else "configuration"
+        chosen: dict[str, Any] = {"engine": FluidEngine(level=level), "horizon": math.inf, "warmup": 0.0}
+    else:
+        chosen = {
+            "n_gpus": point.n_gpus,
+            "horizon": effort.horizon,
+            "warmup": effort.warmup,
+            "replications": point.replications,
+            "key": seed,
+            "engine": _engine(instance, policy, point, effort),
+        }
+    return measured(bars, point.label, instance, policy, out=out, **chosen)
 
 
 def _engine(instance: Instance, policy: Policy, point: Point, effort: Effort) -> Any:
@@ -165,23 +154,6 @@ def _engine(instance: Instance, policy: Policy, point: Point, effort: Effort) ->
     if point.n_gpus is None or point.n_gpus < effort.exact_below or step is None:
         return ClusterEngine(Exact())
     return ClusterEngine(Leap(step / effort.fineness))
-
-
-def _row(point: Point, result: Result) -> dict[str, Any]:
-    """What is kept of a simulation."""
-    gaps = {scheme: result.gap(scheme=scheme) for scheme in SCHEMES}
-    return {
-        "policy": point.policy,
-        "engine": point.engine,
-        "gpus": point.n_gpus,
-        "replications": result.replications,
-        **{f"gap_{scheme}": gap.to_dict() for scheme, gap in gaps.items()},
-        "abandonment_rate_prefill": result.abandonment_rate_prefill.mean.tolist(),
-        "abandonment_rate_decode": result.abandonment_rate_decode.mean.tolist(),
-        "slot_utilisation": float(result.slot_utilisation.mean),
-        "engine_description": result.engine_description,
-        "seconds": result.seconds,
-    }
 
 
 def _fits(rows: list[dict[str, Any]], effort: Effort) -> Iterator[dict[str, Any]]:
@@ -303,10 +275,8 @@ def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
         "gpus": ("simulation", [math.inf if row["gpus"] is None else row["gpus"] for row in rows]),
     }
     for scheme in SCHEMES:
-        gaps = [row[f"gap_{scheme}"] for row in rows]
-        columns[f"gap_{scheme}"] = ("simulation", [gap["mean"] for gap in gaps], {"units": "1"})
-        for k, side in enumerate(("low", "high")):
-            columns[f"gap_{scheme}_{side}"] = ("simulation", [gap["ci95"][k] for gap in gaps])
+        name = f"gap_{scheme}"
+        columns |= estimate_variables(name, ["simulation"], [row[name] for row in rows], "1", "1 - R / R*")
     paths = [path for path in summary["paths"] if path["diffusion_scaled"] is not None]
     scales = {"fluid_scaled": "requests per GPU", "diffusion_scaled": "requests per square root of n"}
     drawn = {
@@ -363,16 +333,13 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]], scheme: str, colour: str, 
         gaps = [row[f"gap_{scheme}"] for row in own]
         if not own:
             continue
-        axes.errorbar(
+        draw_points(
+            axes,
             [row["gpus"] for row in own],
-            [100 * gap["mean"] for gap in gaps],
-            yerr=[100 * (gap["ci95"][1] - gap["mean"]) for gap in gaps],
+            [scaled(gap, 100.0) for gap in gaps],
             color=colour,
             marker=marker,
             markerfacecolor=colour if filled else "white",
-            markersize=4,
-            linewidth=1.0,
-            capsize=2,
             label=own[0]["policy"] if filled else None,
         )
     (limit,) = [row for row in rows if row["engine"] == "fluid"]

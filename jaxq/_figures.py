@@ -1,4 +1,7 @@
-"""The figures of the main job, drawn from its summary without a display or a global state."""
+"""The figures of the main job, drawn from its summary without a display or a global state.
+
+Studies of `experiments` draw in the same style and share its parts.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e
 _POOL_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#777777", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
 
-_STAGES = (
+STAGES = (
     ("prefills", "x", "running prefills"),
     ("decodes_mixed", "y_mixed", "decodes beside a prefill"),
     ("decodes_solo", "y_solo", "decodes on GPUs without a prefill"),
@@ -95,21 +98,18 @@ def _gap(summary: Summary) -> Figure:
         axes.errorbar(
             [record["gpus"] for record in rows],
             [100 * gap["mean"] for gap in gaps],
-            yerr=_bars(gaps, 100.0),
+            yerr=interval_bars(gaps, 100.0),
             color=colour,
             marker=marker,
             markersize=5,
             linewidth=1.2,
             capsize=2.5,
-            label=_text(name),
+            label=label_text(name),
         )
     sizes = sorted({record["gpus"] for record in summary["records"]})
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
+    size_axis(axes, sizes)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.axhline(0.0, color="black", linewidth=1)
-    axes.set_xlabel("GPUs in the cluster")
     axes.set_ylabel("below the best possible revenue, %")
     axes.set_title("Gap to the optimum (95 % intervals)")
     figure.legend(loc="outside lower center", ncols=2)
@@ -130,7 +130,7 @@ def _revenue(summary: Summary) -> Figure:
         axes.errorbar(
             estimate["mean"],
             row,
-            xerr=_bars([estimate]),
+            xerr=interval_bars([estimate]),
             color=colour,
             marker=marker,
             markersize=6,
@@ -139,7 +139,7 @@ def _revenue(summary: Summary) -> Figure:
     best = records[0]["bound"][scheme]
     axes.axvline(best, color="black", linewidth=1, linestyle="--")
     axes.text(best, len(records) - 0.35, f"best possible {best:.1f} ", ha="right", va="center")
-    axes.set_yticks(range(len(records)), [_text(record["policy"]) for record in records])
+    axes.set_yticks(range(len(records)), [label_text(record["policy"]) for record in records])
     axes.set_ylim(-0.6, len(records))
     axes.set_xlabel(f"{scheme} revenue per GPU and second")
     axes.set_title(f"{records[0]['gpus']} GPUs (95 % intervals)")
@@ -150,22 +150,22 @@ def _occupancies(summary: Summary) -> Figure:
     """What each policy keeps a GPU busy with, by class, against the plan's lines."""
     records, plan = _largest(summary), summary["plan"]
     classes = plan["classes"]
-    figure = Figure(figsize=(WIDTH, 0.9 + len(_STAGES) * (0.55 + 0.19 * len(records))), layout="constrained")
-    panels = figure.subplots(len(_STAGES), 1)
-    for axes, (stage, planned, title) in zip(panels, _STAGES, strict=True):
+    figure = Figure(figsize=(WIDTH, 0.9 + len(STAGES) * (0.55 + 0.19 * len(records))), layout="constrained")
+    panels = figure.subplots(len(STAGES), 1)
+    for axes, (stage, planned, title) in zip(panels, STAGES, strict=True):
         for i in range(len(classes)):
             axes.axvline(plan[planned][i], color=_class_colour(i), linewidth=1, linestyle="--")
-            estimates = [_component(record[stage], i) for record in records]
+            estimates = [component(record[stage], i) for record in records]
             axes.errorbar(
                 [estimate["mean"] for estimate in estimates],
                 range(len(records)),
-                xerr=_bars(estimates),
+                xerr=interval_bars(estimates),
                 color=_class_colour(i),
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=4.5,
                 linestyle="none",
             )
-        axes.set_yticks(range(len(records)), [_text(record["policy"]) for record in records])
+        axes.set_yticks(range(len(records)), [label_text(record["policy"]) for record in records])
         axes.set_ylim(len(records) - 0.4, -0.6)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.locator_params(axis="x", nbins=6)
@@ -197,7 +197,7 @@ def _sample_path(summary: Summary) -> Figure:
                 axes.axhline(planned[i], color=_class_colour(i), linewidth=1, linestyle="--")
             if column == 0:
                 axes.set_ylabel(f"{label}\nper GPU")
-        panels[0, column].set_title(_text(path["policy"]))
+        panels[0, column].set_title(label_text(path["policy"]))
         panels[-1, column].set_xlabel("seconds from the empty start")
     figure.legend(handles=_class_handles(classes, plan_line=True), loc="outside lower center", ncols=2)
     return figure
@@ -225,7 +225,7 @@ def _learned(summary: Summary) -> Figure:
         chances = np.asarray(portrait["routes"])[:, k]
         routes.barh(rows, chances, left=left, color=_POOL_COLOURS[k], label=pool)
         left = left + chances
-    routes.set_yticks(rows, [_text(name) for name in portrait["classes"]])
+    routes.set_yticks(rows, [label_text(name) for name in portrait["classes"]])
     routes.set_ylim(len(rows) - 0.4, -0.6)
     routes.grid(visible=False)
     routes.set_title("where requests decode, with room everywhere")
@@ -243,7 +243,7 @@ def _draw_choice(axes: Axes, portrait: Mapping[str, Any]) -> None:
         "classes", [_class_colour(first), "0.97", _class_colour(second)]
     )
     axes.pcolormesh(across, up, share, vmin=0, vmax=1, cmap=colours, shading="nearest")
-    names = [_text(portrait["classes"][i]) for i in (first, second)]
+    names = [label_text(portrait["classes"][i]) for i in (first, second)]
     axes.plot(*portrait["planned_queues"], marker="x", color="0", linestyle="none", label="the plan")
     handles = [
         Patch(color=_class_colour(i), label=name) for i, name in zip((first, second), names, strict=True)
@@ -267,12 +267,20 @@ def _largest(summary: Summary) -> list[Mapping[str, Any]]:
     return [record for record in summary["records"] if record["gpus"] == most]
 
 
-def _component(estimate: Mapping[str, Any], i: int) -> dict[str, Any]:
+def size_axis(axes: Axes, sizes: Sequence[int]) -> None:
+    """Numbers of GPUs along x, on a logarithmic scale."""
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("GPUs in the cluster")
+
+
+def component(estimate: Mapping[str, Any], i: int) -> dict[str, Any]:
     """One class of an estimate."""
     return {"mean": estimate["mean"][i], "ci95": [end[i] for end in estimate["ci95"]]}
 
 
-def _bars(estimates: Sequence[Mapping[str, Any]], scale: float = 1.0) -> np.ndarray:
+def interval_bars(estimates: Sequence[Mapping[str, Any]], scale: float = 1.0) -> np.ndarray:
     """Error bars, shape `(2, estimates)`; none where there is no interval."""
     ends = [
         (0.0, 0.0) if None in e["ci95"] else (e["mean"] - e["ci95"][0], e["ci95"][1] - e["mean"])
@@ -294,14 +302,14 @@ def _class_handles(classes: Sequence[str], plan_line: bool) -> list[Line2D]:
             color=_class_colour(i),
             marker=MARKERS[i % len(MARKERS)],
             markersize=4.5,
-            label=_text(name),
+            label=label_text(name),
         )
         for i, name in enumerate(classes)
     ]
     return handles + [Line2D([], [], color="0.4", linestyle="--", label="the plan")] * plan_line
 
 
-def _text(name: str, longest: int = 26) -> str:
+def label_text(name: str, longest: int = 26) -> str:
     """A user's text as a label: printable, short, no formula, not hidden by a first underscore."""
     shown = "".join(character if character.isprintable() else "?" for character in name)
     shown = shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from ._portrait import portrait
 from ._progress import ProgressBars
 from ._report import report_html
 from ._result import QUANTITIES, Result
-from ._simulate import StatisticsWarning, simulate
+from ._study import measured
 from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict, write_json
 
 DEFAULT_POLICIES = tuple(PRESETS)
@@ -212,28 +211,19 @@ def _simulate(
     folder: Path | None,
 ) -> Result:
     """One policy at one size."""
-    label = f"{policy.name}, n = {size.n_gpus}"
-    report = bars.start(label)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", StatisticsWarning)  # the report shows them
-        result = simulate(
-            instance,
-            policy,
-            n_gpus=size.n_gpus,
-            horizon=effort.horizon,
-            warmup=effort.warmup,
-            replications=size.replications,
-            key=seed,
-            engine=engine,
-            progress=report,
-            out=folder,
-        )
-    for warning in caught:
-        bars.note(f"jaxq: warning: {warning.message}")
-    gap = result.gap()
-    bars.finish(f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s")
-    return result
+    return measured(
+        bars,
+        f"{policy.name}, n = {size.n_gpus}",
+        instance,
+        policy,
+        n_gpus=size.n_gpus,
+        horizon=effort.horizon,
+        warmup=effort.warmup,
+        replications=size.replications,
+        key=seed,
+        engine=engine,
+        out=folder,
+    )
 
 
 def _policies_to_show(results: dict[tuple[str, int], Result], n_gpus: int, baseline: str) -> list[str]:
