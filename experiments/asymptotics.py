@@ -19,10 +19,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, solve_plan
+from jaxq._experiment_rows import CLAIMS, draw_points, estimate_variables, measured, result_row, scaled
 from jaxq._power_law import fit_power_law
 from jaxq._pricing import SCHEMES
 from jaxq._progress import ProgressBars
-from jaxq._study import CLAIMS, draw_points, estimate_variables, measured, result_row, scaled
 from jaxq._summary import size_name
 from jaxq.policies import PRESETS, Policy
 

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from jaxq import Instance, list_presets
+from jaxq._experiment_rows import draw_points
 from jaxq._figures import WIDTH, label_text
 from jaxq._progress import ProgressBars
-from jaxq._study import draw_points
 
 TITLE = "Calibration: iteration times of real hardware, and the classes of real requests"
 

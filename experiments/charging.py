@@ -15,13 +15,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxq import Instance, Plan
-from jaxq._figures import STAGES, WIDTH, component, label_text, size_axis
-from jaxq._main_job import TUNED
-from jaxq._policy.presets import plain_plan
-from jaxq._policy.shipped import shipped_policy
-from jaxq._pricing import SCHEMES
-from jaxq._progress import ProgressBars
-from jaxq._study import (
+from jaxq._experiment_rows import (
     CLAIMS,
     SizesEffort,
     draw_points,
@@ -32,6 +26,12 @@ from jaxq._study import (
     sizes_of,
     with_interval,
 )
+from jaxq._figures import STAGES, WIDTH, component, label_text, size_axis
+from jaxq._main_job import TUNED
+from jaxq._policy.presets import plain_plan
+from jaxq._policy.shipped import shipped_policy
+from jaxq._pricing import SCHEMES
+from jaxq._progress import ProgressBars
 from jaxq._summary import comparison_dicts, plan_dict
 from jaxq.policies import PRESETS, Policy
 

@@ -14,11 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxq import Instance, Plan, Result, ServiceLevels, solve_plan
-from jaxq._figures import STAGES, WIDTH, component, label_text, size_axis
-from jaxq._policy.presets import plain_plan
-from jaxq._progress import ProgressBars
-from jaxq._service_levels import INDICATORS
-from jaxq._study import (
+from jaxq._experiment_rows import (
     CLAIMS,
     STAGE_NAMES,
     SizesEffort,
@@ -31,6 +27,10 @@ from jaxq._study import (
     sizes_of,
     with_interval,
 )
+from jaxq._figures import STAGES, WIDTH, component, label_text, size_axis
+from jaxq._policy.presets import plain_plan
+from jaxq._progress import ProgressBars
+from jaxq._service_levels import INDICATORS
 from jaxq._summary import plan_dict
 from jaxq.policies import PRESETS
 

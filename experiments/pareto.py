@@ -15,12 +15,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jaxq import Instance, PlanError, ServiceLevels, solve_plan
-from jaxq._figures import WIDTH
-from jaxq._plan import SAME_VALUE
-from jaxq._policy.presets import plain_plan
-from jaxq._progress import ProgressBars
-from jaxq._service_levels import INDICATORS
-from jaxq._study import (
+from jaxq._experiment_rows import (
     CLAIMS,
     MEASURED,
     draw_points,
@@ -31,6 +26,11 @@ from jaxq._study import (
     scaled,
     with_interval,
 )
+from jaxq._figures import WIDTH
+from jaxq._plan import SAME_VALUE
+from jaxq._policy.presets import plain_plan
+from jaxq._progress import ProgressBars
+from jaxq._service_levels import INDICATORS
 from jaxq._token_time import TokenTime
 from jaxq.policies import PRESETS
 

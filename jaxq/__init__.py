@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import policies as policies
+    from ._batch import run_studies as run_studies
     from ._calibration import Calibration as Calibration
     from ._calibration import FileCalibration as FileCalibration
     from ._calibration import calibrate as calibrate
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
     from ._store.run_store import StoreWarning as StoreWarning
+    from ._study import Study as Study
     from ._sweep import Sweep as Sweep
     from ._sweep import sweep as sweep
     from ._tiny.optimum import Optimum as Optimum
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from ._workload import Workload as Workload
 
 _HOMES = {
+    "_batch": ("run_studies",),
     "_calibration": ("Calibration", "FileCalibration", "calibrate", "calibrate_file", "plot_calibration"),
     "_cases": ("simulate_cases",),
     "_compare": ("Comparison", "compare"),
@@ -85,6 +88,7 @@ _HOMES = {
     "_service_levels": ("ServiceLevels",),
     "_simulate": ("StatisticsWarning", "simulate"),
     "_statistics": ("Estimate",),
+    "_study": ("Study",),
     "_tiny.optimum": ("Optimum", "optimal_control"),
     "_tiny.policy_value": ("PolicyEvaluator", "policy_value"),
     "_search": ("Search",),

@@ -19,7 +19,7 @@ from ._engine.record import Record
 from ._engine.replicated import AbstractReplicatedEngine
 from ._errors import InputError
 from ._result import Result
-from ._run_setting import Budget, RunSetting, whole
+from ._run_setting import Budget, RunSetting, checked_whole, random_key
 from ._simulate import Engine, Progress, Seconds, StatisticsWarning, Whole, simulated
 from ._store.kept_run import is_kept
 
@@ -62,7 +62,7 @@ def simulate_cases(
     if not cases:
         raise InputError("cases: expected at least one")
     setting = RunSetting.of(engine, 1, horizon, warmup, replications, key, first, None)
-    sizes = [whole(f"cases.{k}.n_gpus", case.n_gpus, 1) for k, case in enumerate(cases)]
+    sizes = [checked_whole(f"cases.{k}.n_gpus", case.n_gpus, 1) for k, case in enumerate(cases)]
     cases = [replace(case, n_gpus=size) for case, size in zip(cases, sizes, strict=True)]
     batch = _Batch(cases, setting, engine, progress, None if out is None else Path(out))
     results: dict[int, Result] = {}
@@ -110,7 +110,6 @@ class _Batch:
             else:
                 missing.append(k)
         of_family = [self.cases[k] for k in positions]
-        assert self.setting.key is not None
         # A folder is written after each block; without one, all blocks go through in one call.
         count = len(positions)
         if self.out is not None:
@@ -124,7 +123,7 @@ class _Batch:
                 only=[positions.index(k) for k in some],
                 horizon=self.setting.horizon,
                 warmup=self.setting.warmup,
-                key=self.setting.key,
+                key=random_key(self.setting.key),
                 replications=self.setting.replications,
                 first=self.setting.first,
                 progress=functools.partial(self._part, len(some)),

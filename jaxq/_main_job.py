@@ -15,6 +15,7 @@ import numpy as np
 
 from ._compile_ahead import compiling_ahead
 from ._engine.cluster import ClusterEngine
+from ._experiment_rows import measured
 from ._figures import draw_figures, save_figures
 from ._instance import Instance
 from ._instance_file import instance_to_toml
@@ -26,7 +27,6 @@ from ._portrait import portrait
 from ._progress import ProgressBars
 from ._report import report_html
 from ._result import QUANTITIES, Result
-from ._study import measured
 from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict, write_json
 
 DEFAULT_POLICIES = tuple(PRESETS)

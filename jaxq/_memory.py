@@ -121,8 +121,11 @@ def check_memory(
     horizon: float,
     warmup: float,
     kept: bool = False,
+    field_name: Callable[[str], str] = "--{}".format,
 ) -> None:
     """Refuse a run that does not fit the free memory; `kept`: see `memory_need`.
+
+    **Arguments:** `field_name`: what the message calls a field.
 
     **Raises:** `InputError` with the largest number of replications that fits.
     """
@@ -136,9 +139,9 @@ def check_memory(
     most = largest_that_fits(lambda count: need(count).fits(free), replications)
     needed = need(replications)
     there = free.host if free.device is None else free.device
-    advice = f"at most {most} fit" if most else "not even one fits: lower --gpus"
+    advice = f"at most {most} fit" if most else f"not even one fits: lower {field_name('gpus')}"
     raise InputError(
-        f"--replications: {replications} replications of {n_gpus} GPUs need "
+        f"{field_name('replications')}: {replications} replications of {n_gpus} GPUs need "
         f"{in_words(needed.device + (needed.host if free.device is None else 0))} of memory, and "
         f"{in_words(there or 0)} is free; {advice}"
     )

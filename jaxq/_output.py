@@ -48,10 +48,10 @@ def staged_folder(out: Path, marker: str) -> Iterator[Path]:
         raise
 
 
-def writable_folder(out: Path) -> None:
+def writable_folder(out: Path, field: str = "--out") -> None:
     """Make a folder for files that are written one by one, or refuse it before any work.
 
-    **Raises:** `InputError` when it cannot be made or written.
+    **Raises:** `InputError` that names the field, when it cannot be made or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def writable_folder(out: Path) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--out: {out} cannot be written ({reason}); expected a writable folder") from None
+        raise InputError(f"{field}: {out} cannot be written ({reason}); expected a writable folder") from None
 
 
 def _check_replaceable(out: Path, target: Path, marker: str) -> None:

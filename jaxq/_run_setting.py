@@ -36,12 +36,16 @@ class _Kind(Protocol):
 
 @dataclass(frozen=True)
 class RunSetting:
-    """The checked arguments of a run; `n_gpus` and `key` are None in the fluid limit."""
+    """The checked arguments of a run; `n_gpus` is None in the fluid limit.
+
+    - `key`: as it was given. A key on a device is made of it when the run starts: whoever only checks a run
+      must not take a device.
+    """
 
     n_gpus: int | None
     horizon: float
     warmup: float
-    key: jax.Array | None
+    key: Any
     replications: int
     first: int
 
@@ -59,16 +63,18 @@ class RunSetting:
     ) -> RunSetting:
         """Those of a call, checked."""
         times = _times(horizon, warmup, engine.is_fluid)
-        first = whole("first", first, 0)
+        first = checked_whole("first", first, 0)
         if engine.is_fluid:
             chance = {"n_gpus": n_gpus, "replications": replications, "key": key, "precision": precision}
             given = [name for name, value in chance.items() if value is not None]
             if given:
                 raise InputError(f"{given[0]}: expected None with the fluid engine, which has no chance")
             return cls(None, *times, key=None, replications=1, first=first)
-        n_gpus = whole("n_gpus", n_gpus, 1)
-        replications = whole("replications", REPLICATIONS if replications is None else replications, 1)
-        return cls(n_gpus, *times, key=_random_key(key), replications=replications, first=first)
+        n_gpus = checked_whole("n_gpus", n_gpus, 1)
+        replications = checked_whole(
+            "replications", REPLICATIONS if replications is None else replications, 1
+        )
+        return cls(n_gpus, *times, key=_checked_key(key), replications=replications, first=first)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Budget:
             )
         most = MAX_BLOCKS * replications
         if max_replications is not None:
-            most = whole("max_replications", max_replications, replications)
+            most = checked_whole("max_replications", max_replications, replications)
         seconds = math.inf if time_limit is None else _number("time_limit", time_limit)
         if seconds <= 0:
             raise InputError(f"time_limit: expected a positive number of seconds, got {seconds:g}")
@@ -127,7 +133,7 @@ def _times(horizon: Any, warmup: Any, endless: bool) -> tuple[float, float]:
     return horizon, warmup
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def checked_whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least `least`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:
@@ -145,16 +151,25 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _random_key(key: Any) -> jax.Array:
-    """A JAX key from a seed; a key passes, in its old form (`jax.random.PRNGKey`) too."""
-    if isinstance(key, jax.Array) and key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if isinstance(key, jax.Array) and key.ndim == 1 and key.dtype == jnp.uint32:
-        return jax.random.wrap_key_data(key)
-    seed = 0 if key is None else key
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+def _checked_key(key: Any) -> Any:
+    """A seed in range, one JAX key in its new or old form (`jax.random.PRNGKey`), or None."""
+    if isinstance(key, jax.Array):
+        one = key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        accepted = one or (key.ndim == 1 and key.dtype == jnp.uint32)
+    else:
+        whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        accepted = key is None or (whole and 0 <= key < 2**32)
+    if not accepted:
         raise InputError(f"key: expected a whole number from 0 to 2**32 - 1 or one JAX key, got {key!r:.40}")
-    return jax.random.wrap_key_data(jnp.asarray([0, seed], jnp.uint32), impl="threefry2x32")
+    return key
+
+
+def random_key(key: Any) -> jax.Array:
+    """The JAX key of what `_checked_key` let pass."""
+    if isinstance(key, jax.Array):
+        return key if key.shape == () else jax.random.wrap_key_data(key)
+    words = jnp.asarray([0, 0 if key is None else key], jnp.uint32)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 def key_text(key: jax.Array) -> str:

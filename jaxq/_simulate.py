@@ -18,7 +18,7 @@ from ._errors import InputError
 from ._instance import Instance
 from ._policy.base import Policy
 from ._result import Result
-from ._run_setting import Budget, RunSetting, key_text
+from ._run_setting import Budget, RunSetting, key_text, random_key
 from ._store.kept_run import kept_run
 from ._store.stored_record import StoredRecord
 
@@ -120,7 +120,7 @@ def simulate(
     **Raises:** `InputError`, naming the argument and what would be right; `SimulationError` when `out` is
     full.
     """
-    engine = _default_engine() if engine is None else engine
+    engine = default_engine() if engine is None else engine
     setting = RunSetting.of(engine, n_gpus, horizon, warmup, replications, key, first, precision)
     budget = Budget.of(setting.replications, precision, max_replications, time_limit)
     if out is not None and jax.process_count() > 1:
@@ -142,15 +142,16 @@ def simulated(
     run: Callable[..., Record] | None = None,
 ) -> Result:
     """The result of a checked run, kept in `out` if there is one; `run`: in place of the engine's."""
+    key = None if engine.is_fluid else random_key(setting.key)
     if run is None:
-        numbers = {name: getattr(setting, name) for name in ("n_gpus", "horizon", "warmup", "key")}
-        run = functools.partial(engine.run, instance, policy, **numbers, progress=progress)
+        numbers = {name: getattr(setting, name) for name in ("n_gpus", "horizon", "warmup")}
+        run = functools.partial(engine.run, instance, policy, **numbers, key=key, progress=progress)
     known = {
         "instance": instance,
         "policy_name": policy.name,
         "horizon": setting.horizon,
         "warmup": setting.warmup,
-        "key": "" if setting.key is None else key_text(setting.key),
+        "key": "" if key is None else key_text(key),
         "first": setting.first,
         "engine_description": engine.describe(instance, policy, setting.n_gpus),
     }
@@ -201,7 +202,7 @@ def _within(budget: Budget, replications: int, source: _Source, result: Callable
             return replace(found, stopped_because=reason)
 
 
-def _default_engine() -> Engine:
+def default_engine() -> Engine:
     from ._engine.cluster import ClusterEngine
 
     return ClusterEngine()

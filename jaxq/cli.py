@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from ._cli.batch import batch
 from ._cli.benchmark import benchmark
 from ._cli.calibrate import calibrate
 from ._cli.catalogue import policies, presets
@@ -55,6 +56,7 @@ for command in (
     run,
     simulate,
     sweep,
+    batch,
     tune,
     experiment,
     plan,

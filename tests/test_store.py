@@ -44,10 +44,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from jaxq.cli import run_command
 from jaxq import ClusterEngine
-import jaxq._cli.engines as engines
-engines.make_engine = lambda *options: ClusterEngine(block=8)
-import jaxq._cli.simulate as command
-command.make_engine = engines.make_engine
+import jaxq._cli.choices as choices
+choices.make_engine = lambda *options: ClusterEngine(block=8)
 sys.exit(run_command(sys.argv[1:]))
 """
 """`jaxq`, with 16 replications to a file, so that a short run has several."""
@@ -67,9 +65,9 @@ def small_run(out: Path | str | None = None, replications: int = REPLICATIONS, *
     return simulate(instance, policy(instance), replications=replications, out=out, **given)
 
 
-def same(a: Result, b: Result) -> bool:
+def same(a: Result, b: Result, but: tuple[str, ...] = ("seconds",)) -> bool:
     """Whether two results agree in every bit, but for the time that they took."""
-    x, y = (result.to_dict() | {"seconds": None} for result in (a, b))
+    x, y = (result.to_dict() | dict.fromkeys(but) for result in (a, b))
     records = [jax.tree.leaves(result.record.load()) for result in (a, b)]
     return x == y and all(np.array_equal(u, v) for u, v in zip(*records, strict=True))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._errors import InputError
-from .options import check_number
+from .options import FieldName, check_number, option_name
 
 if TYPE_CHECKING:
     from .._engine.replicated import AbstractReplicatedEngine
@@ -54,20 +54,25 @@ Level = Annotated[
 ]
 
 
-def make_engine(engine: str, stepper: str | None, dt: float | None) -> AbstractReplicatedEngine:
+def make_engine(
+    engine: str, stepper: str | None, dt: float | None, field_name: FieldName = option_name
+) -> AbstractReplicatedEngine:
     """The stochastic engine that the options name.
 
-    **Raises:** `InputError` for an unknown engine or stepper, or a `--dt` without meaning.
+    **Raises:** `InputError` for an unknown engine or stepper, or a `dt` without meaning.
     """
     if engine not in ENGINES[:2]:
-        raise InputError(f"--engine: expected cluster or pooled, got {engine!r}")
+        raise InputError(f"{field_name('engine')}: expected cluster or pooled, got {engine!r}")
     if stepper is None:
         stepper = "exact" if engine == "cluster" else "leap"
     if stepper not in STEPPERS:
-        raise InputError(f"--stepper: expected exact or leap, got {stepper!r}")
-    check_number(dt, "--dt", above=True)
+        raise InputError(f"{field_name('stepper')}: expected exact or leap, got {stepper!r}")
+    check_number(dt, field_name("dt"), above=True)
     if stepper == "exact" and dt is not None:
-        raise InputError("--dt: expected only with --stepper leap; the exact chain has no time step")
+        raise InputError(
+            f"{field_name('dt')}: expected only with {field_name('stepper')} leap; the exact chain has no "
+            "time step"
+        )
     from .._engine.cluster import ClusterEngine
     from .._engine.steppers import Exact, Leap
     from .._pooled.engine import PooledEngine
@@ -76,20 +81,24 @@ def make_engine(engine: str, stepper: str | None, dt: float | None) -> AbstractR
     return kind(stepper=Exact() if stepper == "exact" else Leap(dt))
 
 
-def make_fluid_engine(level: str | None, chance: Mapping[str, Any]) -> FluidEngine:
+def make_fluid_engine(
+    level: str | None, chance: Mapping[str, Any], field_name: FieldName = option_name
+) -> FluidEngine:
     """The fluid engine at a level.
 
-    **Arguments:** `chance`: options that speak of chance or of time steps; all must be None.
+    **Arguments:** `chance`: fields that speak of chance or of time steps; all must be None.
 
-    **Raises:** `InputError` for an unknown level, and for options without meaning.
+    **Raises:** `InputError` for an unknown level, and for fields without meaning.
     """
     level = LEVELS[0] if level is None else level
     if level not in LEVELS:
-        raise InputError(f"--level: expected configuration or pooled, got {level!r}")
+        raise InputError(f"{field_name('level')}: expected configuration or pooled, got {level!r}")
     given = [name for name, value in chance.items() if value is not None]
     if given:
-        option = "--" + given[0].replace("_", "-")
-        raise InputError(f"{option}: expected only with --engine cluster or pooled; the fluid limit has none")
+        raise InputError(
+            f"{field_name(given[0])}: expected only with {field_name('engine')} cluster or pooled; the fluid "
+            "limit has none"
+        )
     from .._fluid.engine import FluidEngine
 
     return FluidEngine(level=level)

@@ -9,8 +9,9 @@ from pathlib import Path
 from .._summary import usable_cores
 
 
-def configure_jax() -> None:
-    """Give JAX one CPU device for each usable core and switch its persistent compilation cache on.
+def configure_jax(cores: int | None = None) -> None:
+    """Give JAX one CPU device for each of so many cores (None: all that are usable) and switch its persistent
+    compilation cache on.
 
     Call it before anything runs on a device. A choice that the user made by an environment variable of JAX
     stays (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`, `JAX_COMPILATION_CACHE_DIR`); so does what a running JAX has
@@ -22,7 +23,7 @@ def configure_jax() -> None:
     if not forced and "JAX_NUM_CPU_DEVICES" not in os.environ:
         # A JAX that has already started keeps its devices: then it refuses the change.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", usable_cores())
+            jax.config.update("jax_num_cpu_devices", usable_cores() if cores is None else cores)
     folder = cache_folder()
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._summary import environment_dict
+from .choices import check_times
 from .engines import ReplicatedEngineName, Stepper, make_engine
 from .environment import cache_folder, configure_jax
 from .options import (
@@ -18,7 +19,6 @@ from .options import (
     read_instance,
     whole_numbers,
 )
-from .simulate import check_times
 
 if TYPE_CHECKING:
     from .._engine.replicated import AbstractReplicatedEngine

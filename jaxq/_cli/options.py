@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,14 @@ OptionalSeed = Annotated[
 ]
 
 MAX_SEED = 2**32 - 1
+
+FieldName = Callable[[str], str]
+"""What messages call a field: `option_name` on a command line, the field itself in a file."""
+
+
+def option_name(field: str) -> str:
+    """The option that sets a field."""
+    return "--" + field.replace("_", "-")
 
 
 def read_instance(file: Path | None) -> Instance:
@@ -103,10 +112,10 @@ def check_number(value: float | None, option: str, *, least: float = 0.0, above:
         raise InputError(f"{option}: expected a finite number {wanted}, got {value:g}")
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, field_name: FieldName = option_name) -> None:
     """Refuse a seed out of range."""
     if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"--seed: expected a whole number from 0 to {MAX_SEED}, got {seed}")
+        raise InputError(f"{field_name('seed')}: expected a whole number from 0 to {MAX_SEED}, got {seed}")
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._errors import InputError
 from .._summary import comparison_dicts, plan_dict, size_name, write_json
-from .engines import ENGINES, EngineName, Level, Stepper, make_engine, make_fluid_engine
+from .choices import Choices
+from .engines import EngineName, Level, Stepper
 from .environment import configure_jax
 from .options import (
     InstanceFile,
     Json,
     OptionalSeed,
-    check_number,
-    check_seed,
     policy_references,
     print_json,
     read_instance,
     whole_numbers,
 )
-from .simulated import AbstractRun, FluidRun, ReplicatedRun
+from .simulated import AbstractRun
 
 if TYPE_CHECKING:
     from .._instance import Instance
@@ -103,29 +100,28 @@ def simulate(
       jaxq simulate cluster.toml --engine fluid --policy all --horizon inf
       jaxq simulate cluster.toml --policy my_module:MyPolicy --precision 0.001 --out runs/mine
     """
-    chance = {"gpus": gpus, "replications": replications, "seed": seed, "stepper": stepper, "dt": dt}
-    chance |= {"precision": precision, "time_limit": time_limit}
-    sizes = whole_numbers("50" if gpus is None else gpus, "--gpus")
-    replications = 64 if replications is None else replications
-    whole_numbers(str(replications), "--replications")
-    seed = 0 if seed is None else seed
-    check_seed(seed)
+    choices = Choices(
+        horizon=horizon,
+        warmup=warmup,
+        engine=engine,
+        level=level,
+        gpus=None if gpus is None else whole_numbers(gpus, "--gpus"),
+        replications=replications,
+        seed=seed,
+        stepper=stepper,
+        dt=dt,
+        precision=precision,
+        time_limit=time_limit,
+    )
+    if replications is not None:
+        whole_numbers(str(replications), "--replications")
+    choices.check()
     references = policy_references(policy)
-    check_times(horizon, warmup, endless=engine == "fluid")
-    check_precision(precision, time_limit)
-    if engine not in ENGINES:
-        raise InputError(f"--engine: expected {', '.join(ENGINES)}; got {engine!r}")
-    if level is not None and engine != "fluid":
-        raise InputError("--level: expected only with --engine fluid")
     instance = read_instance(file)
     configure_jax()
     from .._policy.load import load_policy
 
-    if engine == "fluid":
-        run = FluidRun(make_fluid_engine(level, chance), instance, horizon, warmup)
-    else:
-        made = make_engine(engine, stepper, dt)
-        run = ReplicatedRun(made, instance, horizon, warmup, sizes, replications, seed, precision, time_limit)
+    run = choices.run(instance)
     found = [load_policy(reference, instance) for reference in references]
     run.check(found, kept=out is not None)
     results = _simulate_all(run, references, found, out)
@@ -136,27 +132,6 @@ def simulate(
         print_json(summary)
     else:
         print_results(list(results.values()))
-
-
-def check_times(horizon: float, warmup: float, endless: bool = False) -> None:
-    """Refuse a horizon or a warm-up that leaves nothing to measure; `endless`: a horizon may be infinite."""
-    if not (endless and horizon == math.inf):
-        check_number(horizon, "--horizon", above=True)
-    check_number(warmup, "--warmup")
-    if warmup >= horizon:
-        raise InputError(f"--warmup: expected less than --horizon ({horizon:g} s), got {warmup:g}")
-
-
-def check_precision(precision: float | None, time_limit: float | None) -> None:
-    """Refuse a precision out of range, and a time limit that has no meaning."""
-    check_number(precision, "--precision", above=True)
-    check_number(time_limit, "--time-limit", above=True)
-    if precision is not None and precision >= 1:
-        raise InputError(
-            f"--precision: expected a part of the revenue below 1, as in 0.001; got {precision:g}"
-        )
-    if precision is None and time_limit is not None:
-        raise InputError("--time-limit: expected only with --precision; a run without it has a fixed length")
 
 
 def _simulate_all(
@@ -202,21 +177,22 @@ def print_results(results: Sequence[Result]) -> None:
     from .tables import print_table, print_text
 
     scheme = results[0].instance.pricing.scheme
-    rows = []
-    for result in results:
-        revenue, gap = result.revenue, result.gap()
-        rows.append(
-            (
-                result.policy_name,
-                size_name(result.n_gpus),
-                f"{revenue.mean:.2f} ± {revenue.half_width:.2f}",
-                f"{100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}",
-                str(result.replications),
-            )
-        )
+    rows = [
+        (result.policy_name, size_name(result.n_gpus), *interval_cells(result), str(result.replications))
+        for result in results
+    ]
     print_table(
         ("policy", "GPUs", "revenue", "gap to the best possible, %", "replications"),
         rows,
         title=f"{scheme} revenue per GPU and second, 95 % intervals",
     )
     print_text(f"Best possible in the long run: {results[0].bound():.4f}. {results[0].engine_description}.")
+
+
+def interval_cells(result: Result) -> tuple[str, str]:
+    """Revenue and gap in % as they stand in a table."""
+    revenue, gap = result.revenue, result.gap()
+    return (
+        f"{revenue.mean:.2f} ± {revenue.half_width:.2f}",
+        f"{100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}",
+    )

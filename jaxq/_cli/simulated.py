@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
 from .._summary import size_name
+from .options import FieldName, option_name
 
 if TYPE_CHECKING:
     from .._engine.replicated import AbstractReplicatedEngine
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .._progress import ProgressBars
     from .._result import Result
     from .._simulate import Engine
+    from .._study import Study
 
 
 class AbstractRun(abc.ABC):
@@ -33,45 +36,34 @@ class AbstractRun(abc.ABC):
     seed: int | None
 
     @abc.abstractmethod
-    def check(self, policies: Sequence[Policy], kept: bool) -> None:
-        """Refuse what cannot be simulated, before any work; `kept`: replications go to a folder."""
+    def check(self, policies: Sequence[Policy], kept: bool, here: bool = True) -> None:
+        """Refuse what cannot be simulated, before any work; `kept`: replications go to a folder; `here`: the
+        memory is that of this machine."""
 
     @abc.abstractmethod
     def options(self, n_gpus: int | None) -> dict[str, Any]:
         """Arguments of `simulate` that this kind of run has alone."""
+
+    def study(self, policy: Policy, n_gpus: int | None) -> Study:
+        """One record, to be simulated."""
+        from .._study import Study
+
+        given = {"horizon": self.horizon, "warmup": self.warmup, "engine": self.engine}
+        return Study(self.instance, policy, **given, **self.options(n_gpus))
 
     def simulate(
         self, policy: Policy, label: str, n_gpus: int | None, bars: ProgressBars, out: Path | None
     ) -> Result:
         """One record, with its progress and, on stderr, what makes its intervals doubtful, and what was found
         in its folder."""
-        from .._simulate import StatisticsWarning, simulate
-
         label = f"{label}, n = {size_name(n_gpus)}"
-        if out is not None and (kept := kept_replications(out)):
-            bars.note(f"{label}: goes on from {kept} kept replications")
+        if out is not None:
+            tell_kept(bars, label, out)
         report = bars.start(label)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warnings.simplefilter("ignore", StatisticsWarning)
-            result = simulate(
-                self.instance,
-                policy,
-                horizon=self.horizon,
-                warmup=self.warmup,
-                engine=self.engine,
-                progress=report,
-                out=out,
-                **self.options(n_gpus),
-            )
-        for line in dict.fromkeys(str(warning.message) for warning in caught):
-            bars.note(f"jaxq: warning: {line}")
-        gap = result.gap()
-        bars.finish(
-            f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s"
-        )
-        for line in result.cautions():
-            bars.note(f"jaxq: warning: {label}: {line}")
+            result = self.study(policy, n_gpus).run(progress=report, out=out)
+        tell_result(bars, label, result, [(warning.category, str(warning.message)) for warning in caught])
         return result
 
 
@@ -88,16 +80,19 @@ class ReplicatedRun(AbstractRun):
     seed: int
     precision: float | None = None
     time_limit: float | None = None
+    field_name: FieldName = option_name
 
-    def check(self, policies: Sequence[Policy], kept: bool) -> None:
+    def check(self, policies: Sequence[Policy], kept: bool, here: bool = True) -> None:
         """Refuse a step that is too long, and what does not fit the free memory, before any work."""
         from .._memory import check_memory
 
-        given = {"horizon": self.horizon, "warmup": self.warmup, "kept": kept}
+        given: dict[str, Any] = {"horizon": self.horizon, "warmup": self.warmup, "kept": kept}
         for policy in policies:
             for n_gpus in self.sizes:
                 self.engine.describe(self.instance, policy, n_gpus)
-                check_memory(self.engine, self.instance, policy, n_gpus, self.replications, **given)
+                if here:
+                    need = (self.engine, self.instance, policy, n_gpus, self.replications)
+                    check_memory(*need, **given, field_name=self.field_name)
 
     def options(self, n_gpus: int | None) -> dict[str, Any]:
         return {
@@ -120,7 +115,7 @@ class FluidRun(AbstractRun):
     sizes: Sequence[None] = (None,)
     seed: None = None
 
-    def check(self, policies: Sequence[Policy], kept: bool) -> None:
+    def check(self, policies: Sequence[Policy], kept: bool, here: bool = True) -> None:
         for policy in policies:
             self.engine.check(self.instance, policy)
 
@@ -128,11 +123,26 @@ class FluidRun(AbstractRun):
         return {}
 
 
-def kept_replications(folder: Path) -> int:
-    """Replications that the folder of a record holds; 0 when it is none, or its description is damaged."""
+def tell_kept(bars: ProgressBars, label: str, folder: Path) -> None:
+    """Say how many replications the folder of a record holds, if it is one and holds any."""
     from .._store.kept_run import summarise_run
 
-    try:
-        return summarise_run(folder).kept if folder.is_dir() else 0
-    except InputError:
-        return 0
+    with contextlib.suppress(InputError):  # damaged: the run will say so
+        if folder.is_dir() and (kept := summarise_run(folder).kept):
+            bars.note(f"{label}: goes on from {kept} kept replications")
+
+
+def tell_result(
+    bars: ProgressBars, label: str, result: Result, caught: Sequence[tuple[type[Warning], str]]
+) -> None:
+    """Say what a record found, and what makes its intervals doubtful; `caught`: warnings on the way."""
+    from .._simulate import StatisticsWarning
+
+    # A result says itself what a `StatisticsWarning` does.
+    told = [text for category, text in caught if not issubclass(category, StatisticsWarning)]
+    for line in dict.fromkeys(told):
+        bars.note(f"jaxq: warning: {line}")
+    gap = result.gap()
+    bars.finish(f"{label}: gap {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f} %, {result.seconds:.1f} s")
+    for line in result.cautions():
+        bars.note(f"jaxq: warning: {label}: {line}")

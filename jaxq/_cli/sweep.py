@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._errors import InputError
+from .choices import check_times
 from .engines import ReplicatedEngineName, Stepper, make_engine
 from .environment import configure_jax
 from .options import (
@@ -22,7 +23,6 @@ from .options import (
     read_instance,
     whole_numbers,
 )
-from .simulate import check_times
 
 if TYPE_CHECKING:
     from .._sweep import Number, Point, Sweep

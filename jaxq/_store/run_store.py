@@ -156,6 +156,14 @@ class RunStore:
                 self.seconds += about["seconds"]
 
 
+def wait_until_unlocked(path: Path, seconds: float) -> None:
+    """Wait for the process that writes to a folder to end, so many seconds at most."""
+    if (path / LOCK_FILE).exists():
+        lock = filelock.FileLock(path / LOCK_FILE)
+        with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=seconds):
+            pass
+
+
 def unbroken(path: Path) -> list[BlockFile]:
     """The files of a folder from the first replication on, up to the first gap; their contents unchecked."""
     found: list[BlockFile] = []
