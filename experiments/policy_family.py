@@ -90,15 +90,16 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     places = [(k, name) for name in effort.policies for k in range(effort.instances)]
     cases = [Case(family[k], PRESETS[name](family[k]), effort.n_gpus) for k, name in places]
     label = f"{effort.instances} instances, {len(effort.policies)} policies, n = {effort.n_gpus}"
-    found = simulate_cases(
-        cases,
-        horizon=effort.horizon,
-        warmup=effort.warmup,
-        replications=effort.replications,
-        key=seed,
-        progress=bars.start(label),
-        out=kept,
-    )
+    with bars.warnings_as_notes():
+        found = simulate_cases(
+            cases,
+            horizon=effort.horizon,
+            warmup=effort.warmup,
+            replications=effort.replications,
+            key=seed,
+            progress=bars.start(label),
+            out=kept,
+        )
     bars.finish(label)
     results = dict(zip(places, found, strict=True))
     return {

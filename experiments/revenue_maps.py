@@ -80,18 +80,19 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     maps = {}
     for name in PATHS:
         axes = axes_of(instance, name, effort)
-        found = sweep(
-            instance,
-            axes,
-            POLICIES,
-            [effort.n_gpus],
-            horizon=effort.horizon,
-            warmup=effort.warmup,
-            replications=effort.replications,
-            key=seed,
-            progress=bars.start(f"map of {name}"),
-            out=kept / name,
-        )
+        with bars.warnings_as_notes():
+            found = sweep(
+                instance,
+                axes,
+                POLICIES,
+                [effort.n_gpus],
+                horizon=effort.horizon,
+                warmup=effort.warmup,
+                replications=effort.replications,
+                key=seed,
+                progress=bars.start(f"map of {name}"),
+                out=kept / name,
+            )
         bars.finish(f"map of {name}: {len(found.points)} points, {len(POLICIES)} policies")
         results = {
             policy: [found.results[k, policy, effort.n_gpus] for k in range(len(found.points))]

@@ -68,18 +68,19 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     for name, (path, _) in VARIED.items():
         given = values(instance, name, effort)
         points = [{path: 1.0 / value if name == "gamma" else value} for value in given]
-        found = sweep(
-            instance,
-            points,
-            POLICIES,
-            [effort.n_gpus],
-            horizon=effort.horizon,
-            warmup=effort.warmup,
-            replications=effort.replications,
-            key=seed,
-            progress=bars.start(name),
-            out=kept / name,
-        )
+        with bars.warnings_as_notes():
+            found = sweep(
+                instance,
+                points,
+                POLICIES,
+                [effort.n_gpus],
+                horizon=effort.horizon,
+                warmup=effort.warmup,
+                replications=effort.replications,
+                key=seed,
+                progress=bars.start(name),
+                out=kept / name,
+            )
         bars.finish(f"{name}: {len(points)} values, {len(POLICIES)} policies")
         curves[name] = {
             "values": given,

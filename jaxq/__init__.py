@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
-    from ._store.run_store import StoreWarning as StoreWarning
+    from ._store.damaged import StoreWarning as StoreWarning
     from ._study import Study as Study
     from ._sweep import Sweep as Sweep
     from ._sweep import sweep as sweep
@@ -92,7 +92,7 @@ _HOMES = {
     "_tiny.optimum": ("Optimum", "optimal_control"),
     "_tiny.policy_value": ("PolicyEvaluator", "policy_value"),
     "_search": ("Search",),
-    "_store.run_store": ("StoreWarning",),
+    "_store.damaged": ("StoreWarning",),
     "_sweep": ("Sweep", "sweep"),
     "_tune": ("Tuned", "tune"),
     "_workload": ("Workload",),

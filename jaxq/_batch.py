@@ -164,8 +164,8 @@ def check_name(name: str) -> None:
     """Refuse a study's name that is no plain name of a folder."""
     if not _NAME.fullmatch(name):
         raise InputError(
-            "studies: expected names of letters, digits, '_', '-' and '.', that do not begin with '-' or '.' "
-            f"or end in .json, as in n50-load1.2; got {name!r:.60}"
+            "studies: expected names of letters, digits, '_', '-' and '.', as in n50-load1.2, beginning with "
+            f"one of the first three and not ending in .json; got {name!r:.60}"
         )
 
 

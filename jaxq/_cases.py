@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 import warnings
@@ -25,6 +26,9 @@ from ._store.kept_run import is_kept
 
 PROGRESS_PER_CASE = 1_000
 """Steps of the progress that a case counts for."""
+
+CAUTIONS = 3
+"""Cases whose doubtful intervals are told one by one."""
 
 
 def simulate_cases(
@@ -68,11 +72,21 @@ def simulate_cases(
     results: dict[int, Result] = {}
     for family in families(cases):
         results.update(batch.family(family))
-    for k, case in enumerate(cases):
-        for line in results[k].cautions():
-            label = f"{case.policy.name}, n = {case.n_gpus}, case {k}: {line}"
-            warnings.warn(label, StatisticsWarning, stacklevel=2)
+    for line in _cautions(cases, results):
+        warnings.warn(line, StatisticsWarning, stacklevel=2)
     return [results[k] for k in range(len(cases))]
+
+
+def _cautions(cases: Sequence[Case], results: dict[int, Result]) -> list[str]:
+    """What makes intervals doubtful, of the first few cases in which something does, and of how many more."""
+    doubtful = {k: lines for k in range(len(cases)) if (lines := results[k].cautions())}
+    told = [
+        f"case {k} ({cases[k].policy.name}, n = {cases[k].n_gpus}): {line}"
+        for k, lines in itertools.islice(doubtful.items(), CAUTIONS)
+        for line in lines
+    ]
+    more = len(doubtful) - CAUTIONS
+    return [*told, f"and {more} more of {len(cases)} cases"] if more > 0 else told
 
 
 def families(cases: Sequence[Case]) -> list[list[int]]:

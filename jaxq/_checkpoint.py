@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,16 @@ import numpy as np
 
 from ._ascent import Check, Climb
 from ._errors import InputError
+from ._output import write_file, writing
+from ._store.damaged import set_aside
 
-FORMAT = "jaxq tuning 1"
+FORMAT = "jaxq tuning 2"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file from which climbs go on; written whole or not at all.
+    """A file from which climbs go on, written whole or not at all; the one before it stays beside it, as
+    `... .previous`.
 
     `arguments` say what is being tuned, and how: a file with others is refused.
     """
@@ -30,8 +32,13 @@ class Checkpoint:
     path: Path
     arguments: dict[str, Any]
 
+    @property
+    def previous(self) -> Path:
+        """Where the checkpoint before goes."""
+        return self.path.with_name(f"{self.path.name}.previous")
+
     def save(self, climbs: list[Climb]) -> None:
-        """Write the state of all climbs."""
+        """Write the state of all climbs. **Raises:** as `writing`."""
         arrays: dict[str, Any] = {}
         told = []
         for k, climb in enumerate(climbs):
@@ -47,56 +54,81 @@ class Checkpoint:
                     "notes": climb.notes,
                 }
             )
-        told = json.dumps({"format": FORMAT, "arguments": self.arguments, "climbs": told})
+        told = {"arguments": self.arguments, "climbs": told, "arrays": _digest(arrays)}
+        told = json.dumps({"format": FORMAT, **told})
         buffer = io.BytesIO()
         np.savez(buffer, told=np.frombuffer(told.encode(), np.uint8), **arrays)
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, self.path)
+        with writing(self.path, "the last check"):
+            write_file(self.path, buffer.getvalue(), earlier=self.previous)
 
     def load(self, climbs: list[Climb]) -> bool:
-        """Bring fresh climbs to where the file left them; False when there is no file.
+        """Bring fresh climbs to where the file left them, or where the one before it did when it is damaged;
+        False when there is none.
 
-        **Raises:** `InputError` that names the file, when it is damaged or is of another tuning.
+        Files that are damaged are named by a `StoreWarning`, renamed to `... .damaged`, and never used.
+
+        **Raises:** `InputError` that names the file, when it cannot be read, is of another version of jaxq,
+        or of another tuning, saying what differs.
         """
-        if not self.path.exists():
+        found = [self._read(path) for path in (self.path, self.previous) if path.exists()]
+        intact = [contents for contents in found if contents is not None]
+        if not intact:
             return False
-        try:
-            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as arrays:
-                told = json.loads(arrays["told"].tobytes())
-                self._check(told)
-                for k, (climb, was) in enumerate(zip(climbs, told["climbs"], strict=True)):
-                    self._restore(climb, was, arrays, k)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"{self.path}: is damaged and cannot be resumed ({reason}); move it away to start again"
-            ) from None
+        told, arrays = intact[0]
+        for k, (climb, was) in enumerate(zip(climbs, told["climbs"], strict=True)):
+            _restore(climb, was, arrays, k)
         return True
 
-    def _check(self, told: dict[str, Any]) -> None:
-        if told["format"] != FORMAT:
-            raise InputError(
-                f"{self.path}: was written by another version of jaxq; move it away to start again"
-            )
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """What a file holds; None when it was damaged, and has been set aside."""
+        try:
+            contents = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        try:
+            with np.load(io.BytesIO(contents), allow_pickle=False) as file:
+                arrays = dict(file)
+            told = json.loads(arrays.pop("told").tobytes())
+            is_ours = told["format"] == FORMAT
+            if is_ours and told["arrays"] != _digest(arrays):
+                raise ValueError("its contents do not match their checksum")
+        except Exception as error:  # wrong bytes fail in whatever way the readers of zip, numpy and JSON do
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            set_aside(path, f"{path}: damaged ({reason})")
+            return None
+        if not is_ours:
+            raise InputError(f"{path}: was written by another version of jaxq; move it away to start again")
+        self._refuse_other(path, told["arguments"])
+        return told, arrays
+
+    def _refuse_other(self, path: Path, kept: dict[str, Any]) -> None:
+        """Refuse a file of other arguments, naming the first that differs."""
         expected = json.loads(json.dumps(self.arguments))
-        for name in {**expected, **told["arguments"]}:
-            was, now = told["arguments"].get(name), expected.get(name)
+        for name in {**expected, **kept}:
+            was, now = kept.get(name), expected.get(name)
             if was != now:
                 raise InputError(
-                    f"{self.path}: is of another tuning ({name} was {was}, is {now}); choose another folder, "
-                    "or move it away to start again"
+                    f"{path}: is of another tuning ({name} was {was}, is {now}); choose another folder, or "
+                    "move it away to start again"
                 )
 
-    @staticmethod
-    def _restore(climb: Climb, was: dict[str, Any], arrays: Any, k: int) -> None:
-        climb.values, climb.best_values = arrays[f"values_{k}"], arrays[f"best_values_{k}"]
-        leaves, structure = jax.tree.flatten(climb.memory)
-        climb.memory = jax.tree.unflatten(
-            structure, [jnp.asarray(arrays[f"memory_{k}_{j}"]) for j in range(len(leaves))]
-        )
-        climb.step, climb.ended, climb.notes = was["step"], was["ended"], was["notes"]
-        climb.checks = [Check(**check) for check in was["checks"]]
-        climb.best = None if was["best"] is None else Check(**was["best"])
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """Of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _restore(climb: Climb, was: dict[str, Any], arrays: dict[str, np.ndarray], k: int) -> None:
+    """Bring a climb to where arrays and what is told of it say."""
+    climb.values, climb.best_values = arrays[f"values_{k}"], arrays[f"best_values_{k}"]
+    leaves, structure = jax.tree.flatten(climb.memory)
+    climb.memory = jax.tree.unflatten(
+        structure, [jnp.asarray(arrays[f"memory_{k}_{j}"]) for j in range(len(leaves))]
+    )
+    climb.step, climb.ended, climb.notes = was["step"], was["ended"], was["notes"]
+    climb.checks = [Check(**check) for check in was["checks"]]
+    climb.best = None if was["best"] is None else Check(**was["best"])

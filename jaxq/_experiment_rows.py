@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +44,8 @@ def measured(bars: ProgressBars, label: str, instance: Instance, policy: Policy,
     progress.
     """
     report = bars.start(label)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", StatisticsWarning)
+    with bars.warnings_as_notes(unless=StatisticsWarning):
         result = simulate(instance, policy, progress=report, **arguments)
-    for warning in caught:
-        bars.note(f"jaxq: warning: {warning.message}")
     gap = result.gap()
     bars.finish(f"{label}: gap {100 * gap.mean:.3f} ± {100 * gap.half_width:.3f} %, {result.seconds:.1f} s")
     return result

@@ -131,6 +131,8 @@ def run_main_job(
                 warmup=effort.warmup,
                 kept=kept is not None,
             )
+        line = engine.describe_blocks(instance, list(made.values()), size.n_gpus, size.replications)
+        bars.note(f"n = {size.n_gpus}: {line}")
     results: dict[tuple[str, int], Result] = {}
     jobs = {name: partial(_compile_all, engine, instance, made[name], effort.sizes) for name in made}
     with compiling_ahead(jobs) as compiled:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 HEADROOM = 0.9
 """Part of the free memory that a run may plan for."""
 
+BLOCK_SHARE = 0.25
+"""Part of the free memory of devices and host that one block of replications may take; devices hold its state
+twice, at most."""
+
+BLOCK_UNKNOWN = 2**30
+"""Bytes that its state may take on a device that does not say how much memory it has."""
+
 COPIES = 2
 """A record is there twice while its blocks are joined."""
 
@@ -48,7 +55,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Free:
-    """Free bytes: on the devices together (None: they are CPUs), and on the host (None: not known)."""
+    """Free bytes: on the devices together (None: they are CPUs), and on the host (None: not known).
+
+    Replications are spread evenly: every device counts for as much as the one with the least.
+    """
 
     device: int | None
     host: int | None
@@ -65,8 +75,37 @@ def free_memory() -> Free:
     if not all("bytes_limit" in stat for stat in stats):
         return Free(_UNLIMITED, host_memory())
     return Free(
-        sum(int(stat["bytes_limit"]) - int(stat.get("bytes_in_use", 0)) for stat in stats), host_memory()
+        len(stats) * min(int(stat["bytes_limit"]) - int(stat.get("bytes_in_use", 0)) for stat in stats),
+        host_memory(),
     )
+
+
+def block_limit(devices: int, state: int, n_classes: int) -> int:
+    """Replications that each of so many devices may take at a time.
+
+    Their state takes a share of the memory that is free there, and their record of that of the host; rounded
+    down to a power of two, so that a little less memory does not mean another program.
+
+    **Arguments:** `state`: bytes of state of one replication.
+    """
+    from ._engine.windows import WINDOWS
+
+    free, limits = free_memory(), []
+    record = COPIES * 8 * 2 * WINDOWS * _rows(n_classes)
+    if free.host is not None:
+        limits.append(BLOCK_SHARE * free.host / devices / (record + (state if free.device is None else 0)))
+    if free.device is not None:
+        known = free.device < _UNLIMITED
+        limits.append((BLOCK_SHARE * free.device / devices if known else BLOCK_UNKNOWN) / state)
+    most = max(1, int(min(limits, default=BLOCK_UNKNOWN / state)))
+    return 2 ** (most.bit_length() - 1)
+
+
+def _rows(n_classes: int) -> int:
+    """Numbers that a record keeps of a replication and a window."""
+    from ._engine.record import COUNTS, INTEGRALS
+
+    return n_classes * len(COUNTS + INTEGRALS) + 1
 
 
 def host_memory() -> int | None:
@@ -97,12 +136,11 @@ def memory_need(
     kept: bool = False,
 ) -> Need:
     """What a run of so many replications needs; `kept`: in a folder, and only averages stay in memory."""
-    from ._engine.record import COUNTS, INTEGRALS
     from ._engine.windows import WINDOWS
     from ._result import WATCHED
 
     windows = WINDOWS + math.ceil(WINDOWS * warmup / (horizon - warmup))
-    rows = instance.n_classes * len(COUNTS + INTEGRALS) + 1
+    rows = _rows(instance.n_classes)
     numbers = windows * rows * replications
     if kept:
         block = engine.block_size(instance, policy, n_gpus, replications)

@@ -1,15 +1,18 @@
-"""Folders of output that appear whole or not at all."""
+"""Folders and files of output that appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._errors import InputError
+from ._errors import InputError, SimulationError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -46,6 +49,45 @@ def staged_folder(out: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
         _remove_empty(made)
         raise
+
+
+def write_file(path: Path, contents: bytes, earlier: Path | None = None) -> None:
+    """Write a file, whole or not at all, whatever happens to the process or the machine.
+
+    **Arguments:** `earlier`: where what has been there goes; it is gone when None.
+
+    **Raises:** `OSError` when the disk does not take it; what has been there is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        if earlier is not None and path.exists():
+            os.replace(path, earlier)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, kept: str = "what is kept") -> Iterator[None]:
+    """Meanwhile an `OSError` becomes one line that names the path.
+
+    **Arguments:** `kept`: from what the same call goes on when the disk was full.
+
+    **Raises:** `SimulationError` when the disk is full; `InputError` when it cannot be written otherwise.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = f"{path}: cannot be written ({error.strerror or error})"
+        if error.errno in _FULL:
+            raise SimulationError(f"{said}; make room, and the same call goes on from {kept}") from None
+        raise InputError(f"{said}; expected a folder in a writable place") from None
 
 
 def writable_folder(out: Path, field: str = "--out") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -47,6 +48,24 @@ class ProgressBars:
     def note(self, line: str) -> None:
         """A line of its own, such as a warning."""
         self._console.print(line, highlight=False, markup=False)
+
+    @contextlib.contextmanager
+    def warnings_as_notes(self, unless: type[Warning] | None = None) -> Iterator[None]:
+        """Meanwhile every warning is a line of its own, once; those of a kind are not shown."""
+        said = set()
+
+        def show(message: Warning | str, *_: object, **__: object) -> None:
+            line = f"jaxq: warning: {message}"
+            if line not in said:
+                said.add(line)
+                self.note(line)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            if unless is not None:
+                warnings.simplefilter("ignore", unless)
+            warnings.showwarning = show
+            yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._output import write_file, writing
 from ._versions import versions
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ def size_name(n_gpus: int | None) -> str:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """A JSON file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(plain(value), allow_nan=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """A JSON file that appears whole or not at all.
+
+    **Raises:** as `writing`.
+    """
+    with writing(path):
+        write_file(path, (json.dumps(plain(value), allow_nan=False, indent=2) + "\n").encode())
 
 
 def instance_dict(instance: Instance) -> dict[str, Any]:

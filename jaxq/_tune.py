@@ -163,11 +163,12 @@ def tune(
     - `search`: how many starts climb, how often they are checked, when they end.
     - `engine`: for training and validation; `Exact` when None, as the final figure always is.
     - `checkpoint`: a file that is written after every check, and from which an interrupted tuning goes on to
-      the same result, bit for bit.
+      the same result, bit for bit; the one before it stays beside it. Damaged ones are named by a
+      `StoreWarning`, set aside, and what they held is computed again.
     - `progress`: called with (start, step, steps, the check just made or None).
 
     **Raises:** `InputError` for no start, a start without parameters, a number out of range, or a checkpoint
-    that is damaged or of another tuning.
+    of another tuning or another version of jaxq; `SimulationError` when the disk is full.
     """
     starts = [starts] if isinstance(starts, Policy) else list(starts)
     begin = time.perf_counter()

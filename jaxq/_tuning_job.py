@@ -96,30 +96,32 @@ def run_tuning_job(
 ) -> TuningJob:
     """Tune, value the presets on the same replications, and write `POLICY` and `SUMMARY` to a folder.
 
-    An interrupted job goes on from `CHECKPOINT` in the folder, to the same result.
+    An interrupted job goes on from `CHECKPOINT` in the folder, to the same result; a damaged one is set
+    aside, and the job goes on from the one before it.
 
     **Arguments:** as for `tune`; `bound`: what gaps are measured against; needed where the objective is a
     function, else the optimum of its linear program.
 
-    **Raises:** `InputError` as `tune`.
+    **Raises:** as `tune`.
     """
     started = time.perf_counter()
     if bound is None:
         if not isinstance(objective, str):
             raise InputError("bound: expected a number, since the objective is a function")
         bound = upper_bound(instance, objective)
-    tuned = tune(
-        instance,
-        starts,
-        n_gpus=n_gpus,
-        objective=objective,
-        gradient=gradient,
-        steps=effort.steps,
-        search=effort.search,
-        key=seed,
-        checkpoint=folder / CHECKPOINT,
-        progress=_Reporter(bars, bound),
-    )
+    with bars.warnings_as_notes():
+        tuned = tune(
+            instance,
+            starts,
+            n_gpus=n_gpus,
+            objective=objective,
+            gradient=gradient,
+            steps=effort.steps,
+            search=effort.search,
+            key=seed,
+            checkpoint=folder / CHECKPOINT,
+            progress=_Reporter(bars, bound),
+        )
     for note in tuned.notes:
         bars.note(f"jaxq: warning: {note}")
     tuned.save(folder / POLICY)

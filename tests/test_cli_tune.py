@@ -31,7 +31,7 @@ def test_tune_writes_a_policy_that_simulate_accepts(jaxq, workplace, few_presets
     assert code == 0, err
     summary = json.loads(out)
     folder = workplace / "jaxq-tuned" / "a100_qwen8b_two_class-n2"
-    assert files_below(folder) == ["checkpoint.npz", "policy.json", "tune.json"]
+    assert files_below(folder) == ["checkpoint.npz", "checkpoint.npz.previous", "policy.json", "tune.json"]
     assert json.loads((folder / "tune.json").read_text()) == summary
     assert (workplace / summary["policy_file"]).samefile(folder / "policy.json")
     assert summary["scheme"] == "bundled" and summary["gpus"] == 2
@@ -49,6 +49,12 @@ def test_tune_writes_a_policy_that_simulate_accepts(jaxq, workplace, few_presets
     again = json.loads(out)
     assert code == 0 and "step 1: gap" not in err  # the checkpoint had it all
     assert again["gap"] == summary["gap"]
+
+    (folder / "checkpoint.npz").write_bytes(b"")
+    code, out, err = jaxq(*TUNE, "--json")
+    assert code == 0 and json.loads(out)["gap"] == summary["gap"]
+    assert "jaxq: warning: " in err and "set aside as checkpoint.npz.damaged and computed again" in err
+    assert "step 1: gap" in err  # the checkpoint before had the first check only
 
     assert_refused(jaxq(*TUNE, "--seed", "3"), "checkpoint.npz", "seed was 0, is 3")
     file = folder / "policy.json"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxq import (
     ClusterEngine,
@@ -20,6 +23,7 @@ from jaxq import (
     FluidEngine,
     InputError,
     Result,
+    StatisticsWarning,
     compare,
     load_result,
     policies,
@@ -27,6 +31,7 @@ from jaxq import (
 )
 from jaxq._double_precision import double_precision
 from jaxq._engine.base import choose_pool, choose_start
+from jaxq._fluid import solve
 from jaxq._fluid.configuration_model import ConfigurationModel, ConfigurationState
 from jaxq._fluid.configurations import MOST, configurations, count
 from jaxq._fluid.pooled_model import PooledModel, PooledState
@@ -151,6 +156,72 @@ def test_a_path_ends_in_the_steady_state(policy, level):
     assert stages(path) == pytest.approx(stages(steady(instance, policy, level, 1e-4)), rel=1e-5, abs=1e-7)
     assert abs(path.record.imbalance).max() < 1e-5
     assert not path.cautions()
+
+
+def test_a_path_is_as_accurate_at_every_moment_as_the_solver():
+    """Against 10,000 times narrower tolerances: no moment is interpolated, which once cost 50 tolerances."""
+    instance = small_reference()
+    times = np.linspace(1.0, 60.0, 12)
+    with double_precision():
+        model = FluidEngine(level="pooled").model(instance, policies.gate_and_route(instance))
+        found = solve.path(model, model.empty(), jnp.asarray(1e-4), times)
+        start = (model.empty(), jax.tree.map(jnp.zeros_like, model.stages(model.empty())))
+        flat, unflatten = ravel_pytree(start)
+
+        def slope(time, flat, _):
+            state, _ = unflatten(flat)
+            return ravel_pytree((model.drift(state, jnp.asarray(1e-4)), model.stages(state)))[0]
+
+        exact = diffrax.diffeqsolve(
+            diffrax.ODETerm(slope),
+            diffrax.Kvaerno5(),
+            t0=0.0,
+            t1=times[-1],
+            dt0=None,
+            y0=flat,
+            saveat=diffrax.SaveAt(ts=jnp.asarray(times)),
+            stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-10),
+            max_steps=100_000,
+        ).ys
+        reached = jax.vmap(lambda *leaves: ravel_pytree(leaves)[0])(*found)
+    assert np.abs((reached - exact) / (solve.TOLERANCE * (0.01 + np.abs(exact)))).max() < 5
+
+
+@pytest.mark.parametrize("horizon", [200.0, math.inf])
+def test_progress_is_told_in_windows_or_widths_and_changes_nothing(horizon):
+    instance = small_reference()
+    given = {"horizon": horizon, "warmup": 0 if horizon == math.inf else 100.0}
+    given |= {"engine": FluidEngine(level="pooled")}
+    seen = []
+    policy = policies.gate_and_route(instance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StatisticsWarning)
+        told = simulate(instance, policy, **given, progress=lambda *now: seen.append(now))
+        untold = simulate(instance, policy, **given)
+    count = 11 if horizon == math.inf else 80
+    assert seen == [(done, count) for done in range(count + 1)]
+    assert told.to_dict() | {"seconds": 0} == untold.to_dict() | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_a_path_that_is_interrupted_ends_at_once():
+    """Between two windows, as Ctrl-C does."""
+    instance = small_reference()
+
+    def interrupt(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    engine = FluidEngine(level="pooled")
+    with pytest.raises(KeyboardInterrupt):
+        simulate(
+            instance,
+            policies.gate_and_route(instance),
+            horizon=1000.0,
+            warmup=100.0,
+            engine=engine,
+            progress=interrupt,
+        )
 
 
 def test_a_path_that_still_moves_says_so():

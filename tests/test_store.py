@@ -22,6 +22,7 @@ from jaxq import (
     InputError,
     Result,
     SimulationError,
+    StoreWarning,
     _memory,
     _result,
     load_result,
@@ -31,24 +32,12 @@ from jaxq import (
 from jaxq._store import kept_run as kept_run_module
 from jaxq._store.block_file import BlockFile
 from jaxq._store.kept_run import summarise_run
-from jaxq._store.run_store import LOCK_FILE, RUN_FILE, RunStore, StoreWarning
+from jaxq._store.run_store import LOCK_FILE, RUN_FILE, RunStore
 
 from . import oracles
 from .test_simulate import FakeEngine
 
 REPLICATIONS, CHUNK = 96, 16
-
-PROGRAM = """
-import sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-from jaxq.cli import run_command
-from jaxq import ClusterEngine
-import jaxq._cli.choices as choices
-choices.make_engine = lambda *options: ClusterEngine(block=8)
-sys.exit(run_command(sys.argv[1:]))
-"""
-"""`jaxq`, with 16 replications to a file, so that a short run has several."""
 
 
 def small_run(out: Path | str | None = None, replications: int = REPLICATIONS, **changes) -> Result:
@@ -113,12 +102,18 @@ def test_a_run_to_a_precision_stops_where_it_would_have(tmp_path):
     assert same(small_run(tmp_path / "run", **given), whole)
 
 
+def command(folder: Path) -> list[str]:
+    """What simulates `small_run` into a folder, with 16 replications to a file."""
+    words = ["simulate", "tiny.toml", "--policy", "gate_and_route", "--gpus", "2", "--block", "8"]
+    words += ["--horizon", "60", "--warmup", "30", "--seed", "7"]
+    return [*words, "--replications", str(REPLICATIONS), "--out", str(folder)]
+
+
 def start(folder: Path, *options: str) -> subprocess.Popen:
     """A process that simulates into a folder."""
-    command = [sys.executable, "-c", PROGRAM, "simulate", "tiny.toml", "--policy", "gate_and_route"]
-    command += ["--gpus", "2", "--horizon", "60", "--warmup", "30", "--seed", "7", "--out", str(folder)]
     return subprocess.Popen(
-        [*command, "--replications", str(REPLICATIONS), *options],
+        [sys.executable, "-m", "jaxq.cli", *command(folder), *options],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -190,10 +185,11 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, whole, monkeypatch):
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) == 3:
+        if len(calls) == 3:  # run.json, a block, and the next
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
+    small_run(tmp_path / "run", replications=CHUNK)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SimulationError, match=r"No space left on device.*goes on from 32 kept replications"):
         small_run(tmp_path / "run")
@@ -332,6 +328,22 @@ def test_a_kept_run_needs_less_memory():
     ]
     assert needs[1].device == needs[0].device
     assert needs[1].host < needs[0].host / 20
+
+
+def test_free_memory_chooses_blocks_and_never_bits(tmp_path, whole, monkeypatch):
+    """A run that is begun with little memory and goes on with plenty, or the other way round."""
+    plenty = _memory.host_memory()
+    for first, then in ((2**17, plenty), (plenty, 2**17)):
+        folder = tmp_path / f"{first}"
+        for free, replications in ((first, 40), (then, REPLICATIONS)):
+            monkeypatch.setattr(_memory, "host_memory", lambda free=free: free)
+            found = small_run(folder, replications=replications, engine=ClusterEngine())
+        assert same(found, whole)
+    sizes = [
+        [block.end - block.first for block in map(BlockFile.named, blocks(path))]
+        for path in (tmp_path / f"{2**17}", tmp_path / f"{plenty}")
+    ]
+    assert sizes == [[16, 16, 8, 56], [40, 16, 16, 16, 8]]
 
 
 def test_progress_is_that_of_all_replications(tmp_path):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import warnings
 
 import equinox as eqx
 import numpy as np
 import optax
 import pytest
 
-from jaxq import InputError, Search, policies
+from jaxq import InputError, Search, StoreWarning, _checkpoint, _tune, policies
+from jaxq._checkpoint import Checkpoint
 from jaxq._engine.cluster import ClusterEngine
 from jaxq._engine.steppers import Exact
 from jaxq._gradient.base import AbstractGradient, GradientEstimate
 from jaxq._gradient.finite_difference import FiniteDifference
 from jaxq._tune import slowest_time, tune
+from jaxq._versions import versions
 
 from . import oracles
 from .test_gradient import GPUS, ThinnedLoss
@@ -158,16 +163,80 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")])
-def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damage):
-    cheap(tmp_path)
-    path = tmp_path / "checkpoint.npz"
-    damage(path)
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="is damaged and cannot be resumed") as caught:
-        cheap(tmp_path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert path.read_bytes() == before
+def clear(path):
+    path.write_bytes(b"")
+
+
+UPHILL = {"gradient": Adverse(1.0), "steps": 6}
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory):
+    """Six steps that cost nothing, and where they stood after the fifth: checkpoints of steps 4 and 2."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with pytest.raises(Interrupted):
+        cheap(folder, **UPHILL, progress=interrupted_at(5))
+    return cheap(folder, **UPHILL, checkpoint=None), folder
+
+
+@pytest.mark.parametrize("damage", [cut, flip, clear])
+@pytest.mark.parametrize(("damaged", "goes_on"), [(1, 3), (2, 1)])
+def test_damaged_checkpoints_are_named_set_aside_and_computed_again(
+    climbed, tmp_path, damage, damaged, goes_on
+):
+    """The last checkpoint, or both: it goes on from the one before, or from the start."""
+    whole, folder = climbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    files = [tmp_path / "checkpoint.npz", tmp_path / "checkpoint.npz.previous"][:damaged]
+    for path in files:
+        damage(path)
+    before, seen = [path.read_bytes() for path in files], []
+    with pytest.warns(StoreWarning) as caught:
+        found = cheap(tmp_path, **UPHILL, progress=lambda label, done, *rest: seen.append(done))
+    said = [str(warning.message) for warning in caught]
+    for path, line in zip(files, said, strict=True):
+        assert line.startswith(f"{path}: damaged (") and "\n" not in line
+        assert line.endswith(f"; set aside as {path.name}.damaged and computed again")
+    assert [path.with_name(f"{path.name}.damaged").read_bytes() for path in files] == before
+    assert [step for step in seen if step] == list(range(goes_on, 7))
+    np.testing.assert_array_equal(policies.parameters(found.policy), policies.parameters(whole.policy))
+    assert not np.array_equal(policies.parameters(found.policy), policies.parameters(found.start))
+    assert found.history == whole.history and found.value.mean == whole.value.mean
+
+
+def test_whatever_byte_of_a_checkpoint_is_wrong_it_is_not_used(climbed, tmp_path):
+    """Or it is one that no number hangs on."""
+    path = climbed[1] / "checkpoint.npz"
+    checkpoint = Checkpoint(tmp_path / "copy", json.loads(np.load(path)["told"].tobytes())["arguments"])
+    contents = path.read_bytes()
+    checkpoint.path.write_bytes(contents)
+    intact, noticed = checkpoint._read(checkpoint.path), 0
+    assert intact is not None
+    for place in range(0, len(contents), 97):
+        checkpoint.path.write_bytes(
+            contents[:place] + bytes([contents[place] ^ 0x41]) + contents[place + 1 :]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StoreWarning)
+            found = checkpoint._read(checkpoint.path)
+        noticed += found is None
+        if found is not None:
+            assert found[0] == intact[0]
+            assert all(np.array_equal(found[1][name], array) for name, array in intact[1].items())
+    assert noticed > 0.8 * len(contents) / 97
+
+
+def test_a_checkpoint_of_another_version_is_refused(climbed, tmp_path, monkeypatch):
+    shutil.copytree(climbed[1], tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    monkeypatch.setattr(_checkpoint, "FORMAT", "jaxq tuning 3")
+    with pytest.raises(InputError, match=r"checkpoint\.npz: was written by another version of jaxq"):
+        cheap(tmp_path, **UPHILL)
+    monkeypatch.undo()
+    monkeypatch.setattr(_tune, "versions", lambda: versions() | {"jaxq": "99.0"})
+    with pytest.raises(InputError, match=r"is of another tuning \(versions was .*, is .*99\.0"):
+        cheap(tmp_path, **UPHILL)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GPUS, REPLICATIONS, SEED = 50, 64, 0
 """What is taken when they are left out."""
 
-CHANCE = ("gpus", "replications", "seed", "stepper", "dt", "precision", "time_limit")
+CHANCE = ("gpus", "replications", "seed", "stepper", "dt", "block", "precision", "time_limit")
 """What the fluid limit has no use for."""
 
 
@@ -38,6 +38,7 @@ class Choices:
     seed: int | None = None
     stepper: str | None = None
     dt: float | None = None
+    block: int | None = None
     precision: float | None = None
     time_limit: float | None = None
     field_name: FieldName = option_name
@@ -61,7 +62,7 @@ class Choices:
             engine = make_fluid_engine(self.level, chance, say)
             return FluidRun(engine, instance, self.horizon, self.warmup)
         return ReplicatedRun(
-            make_engine(self.engine, self.stepper, self.dt, say),
+            make_engine(self.engine, self.stepper, self.dt, self.block, say),
             instance,
             self.horizon,
             self.warmup,

@@ -54,8 +54,22 @@ Level = Annotated[
 ]
 
 
+Block = Annotated[
+    int | None,
+    typer.Option(
+        help="Replications at a time on each device, and with --out between two files; no result depends "
+        "on it.",
+        show_default="chosen from the free memory",
+    ),
+]
+
+
 def make_engine(
-    engine: str, stepper: str | None, dt: float | None, field_name: FieldName = option_name
+    engine: str,
+    stepper: str | None,
+    dt: float | None,
+    block: int | None = None,
+    field_name: FieldName = option_name,
 ) -> AbstractReplicatedEngine:
     """The stochastic engine that the options name.
 
@@ -78,7 +92,7 @@ def make_engine(
     from .._pooled.engine import PooledEngine
 
     kind = ClusterEngine if engine == "cluster" else PooledEngine
-    return kind(stepper=Exact() if stepper == "exact" else Leap(dt))
+    return kind(stepper=Exact() if stepper == "exact" else Leap(dt), block=block)
 
 
 def make_fluid_engine(

@@ -36,7 +36,7 @@ def experiment(
       jaxq experiment asymptotics cluster.toml --out studies/large-n
     """
     from .. import _experiments
-    from .._output import writable_folder
+    from .._output import writable_folder, writing
     from .tables import print_table, print_text
 
     check_seed(seed)
@@ -56,7 +56,8 @@ def experiment(
         folder = (Path("jaxq-experiments") / study.name) if out is None else out
         folder = folder / study.name if out is not None and len(chosen) > 1 else folder
         writable_folder(folder)
-        summaries.append(study.run(instance, folder, quick=quick, seed=seed))
+        with writing(folder):
+            summaries.append(study.run(instance, folder, quick=quick, seed=seed))
         if not json:
             print_table(*study.table(summaries[-1]), title=study.title)
             print_text(f"Figure, table and numbers: {folder}")

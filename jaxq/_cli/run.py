@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from .._errors import InputError, SimulationError
 from .environment import configure_jax
 from .options import Json, OptionalInstanceFile, Seed, check_seed, print_json, read_instance
 
@@ -69,7 +70,13 @@ def run(
             job = main_job.run_main_job(
                 instance, effort, bars, policies=policies, tuned=extra, seed=seed, command=command, kept=kept
             )
-        main_job.write_main_job(job, folder)
+        try:
+            main_job.write_main_job(job, folder)
+        except (OSError, InputError) as error:
+            raise SimulationError(
+                f"{out}: the report cannot be written ({getattr(error, 'strerror', None) or error}); make "
+                f"room, and the same command goes on from the replications in {kept}"
+            ) from None
     shutil.rmtree(kept)
     if json:
         print_json({"report": str(out / "report.html"), **job.summary})

@@ -11,7 +11,7 @@ import typer
 
 from .._summary import comparison_dicts, plan_dict, size_name, write_json
 from .choices import Choices
-from .engines import EngineName, Level, Stepper
+from .engines import Block, EngineName, Level, Stepper
 from .environment import configure_jax
 from .options import (
     InstanceFile,
@@ -79,6 +79,7 @@ def simulate(
     level: Level = None,
     stepper: Stepper = None,
     dt: Step = None,
+    block: Block = None,
     seed: OptionalSeed = None,
     precision: Precision = None,
     time_limit: TimeLimit = None,
@@ -110,11 +111,13 @@ def simulate(
         seed=seed,
         stepper=stepper,
         dt=dt,
+        block=block,
         precision=precision,
         time_limit=time_limit,
     )
-    if replications is not None:
-        whole_numbers(str(replications), "--replications")
+    for name, value in (("--replications", replications), ("--block", block)):
+        if value is not None:
+            whole_numbers(str(value), name)
     choices.check()
     references = policy_references(policy)
     instance = read_instance(file)
@@ -145,6 +148,8 @@ def _simulate_all(
         writable_folder(out)
     results = {}
     with progress_bars(len(policies) * len(run.sizes)) as bars:
+        for line in run.block_lines(policies):
+            bars.note(line)
         for reference, policy in zip(references, policies, strict=True):
             for n_gpus in run.sizes:
                 folder = None if out is None else out / record_name(reference, n_gpus)

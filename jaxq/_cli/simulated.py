@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,10 @@ class AbstractRun(abc.ABC):
         memory is that of this machine."""
 
     @abc.abstractmethod
+    def block_lines(self, policies: Sequence[Policy]) -> list[str]:
+        """A line for each number of GPUs about how many replications run at a time."""
+
+    @abc.abstractmethod
     def options(self, n_gpus: int | None) -> dict[str, Any]:
         """Arguments of `simulate` that this kind of run has alone."""
 
@@ -56,14 +59,16 @@ class AbstractRun(abc.ABC):
     ) -> Result:
         """One record, with its progress and, on stderr, what makes its intervals doubtful, and what was found
         in its folder."""
+        from .._simulate import StatisticsWarning
+
         label = f"{label}, n = {size_name(n_gpus)}"
         if out is not None:
             tell_kept(bars, label, out)
         report = bars.start(label)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        # A result says itself what a `StatisticsWarning` does.
+        with bars.warnings_as_notes(unless=StatisticsWarning):
             result = self.study(policy, n_gpus).run(progress=report, out=out)
-        tell_result(bars, label, result, [(warning.category, str(warning.message)) for warning in caught])
+        tell_result(bars, label, result)
         return result
 
 
@@ -94,6 +99,12 @@ class ReplicatedRun(AbstractRun):
                     need = (self.engine, self.instance, policy, n_gpus, self.replications)
                     check_memory(*need, **given, field_name=self.field_name)
 
+    def block_lines(self, policies: Sequence[Policy]) -> list[str]:
+        return [
+            f"n = {n}: {self.engine.describe_blocks(self.instance, policies, n, self.replications)}"
+            for n in self.sizes
+        ]
+
     def options(self, n_gpus: int | None) -> dict[str, Any]:
         return {
             "n_gpus": n_gpus,
@@ -119,6 +130,9 @@ class FluidRun(AbstractRun):
         for policy in policies:
             self.engine.check(self.instance, policy)
 
+    def block_lines(self, policies: Sequence[Policy]) -> list[str]:
+        return []
+
     def options(self, n_gpus: int | None) -> dict[str, Any]:
         return {}
 
@@ -133,7 +147,7 @@ def tell_kept(bars: ProgressBars, label: str, folder: Path) -> None:
 
 
 def tell_result(
-    bars: ProgressBars, label: str, result: Result, caught: Sequence[tuple[type[Warning], str]]
+    bars: ProgressBars, label: str, result: Result, caught: Sequence[tuple[type[Warning], str]] = ()
 ) -> None:
     """Say what a record found, and what makes its intervals doubtful; `caught`: warnings on the way."""
     from .._simulate import StatisticsWarning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from .._sweep import Number, Point, Sweep
 
 DATA, SUMMARY = "sweep", "sweep.json"
-
-WARNINGS = 4
-"""Warnings that are shown one by one."""
 
 
 def sweep(
@@ -94,8 +90,7 @@ def sweep(
     folder = Path("jaxq-sweeps") / instance.name if out is None else out
     writable_folder(folder)
     label = f"{len(given)} points, {len(references)} policies, {len(sizes)} sizes"
-    with progress_bars(1) as bars, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with progress_bars(1) as bars, bars.warnings_as_notes():
         found = run_sweep(
             instance,
             given,
@@ -110,11 +105,6 @@ def sweep(
             out=folder / "kept",
         )
         bars.finish(f"{label}: done")
-        lines = list(dict.fromkeys(str(warning.message) for warning in caught))
-        for line in lines[:WARNINGS]:
-            bars.note(f"jaxq: warning: {line}")
-        if len(lines) > WARNINGS:
-            bars.note(f"jaxq: warning: and {len(lines) - WARNINGS} more like these")
     _write(found, folder, seed)
     if json:
         print_json({**found.to_dict(), "seed": seed})

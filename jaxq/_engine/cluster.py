@@ -35,7 +35,7 @@ class ClusterEngine(AbstractReplicatedEngine):
     - `stepper`: `Exact()` (the exact law) or `Leap(dt)` (time steps; quicker on large clusters).
     - `generator`: `"hash"` (a counter-based integer hash, quick) or `"threefry"` (JAX's own, several times
       slower; for checking that results do not hinge on the generator).
-    - `block`: replications per device and call; None: chosen from the memory that they need.
+    - `block`: replications per device and call; None: chosen from the memory that they need and that is free.
 
     **Raises:** `InputError` for an unknown generator or a block below 1.
     """

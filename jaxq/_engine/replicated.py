@@ -16,6 +16,7 @@ import numpy as np
 
 from .._errors import InputError, SimulationError
 from .._instance import Instance
+from .._memory import block_limit, in_words
 from .._policy.base import Policy
 from .base import Totals
 from .group import Case, Group, Own
@@ -265,22 +266,41 @@ class AbstractReplicatedEngine(eqx.Module):
         return self._program(self._group([Case(instance, policy, n_gpus)]), block)
 
     def block_size(self, instance: Instance, policy: Policy, n_gpus: int, replications: int) -> int:
-        """Replications per call on all devices together: a multiple of `LANES` on each."""
+        """Replications per call on all devices together: a multiple of `LANES` on each.
+
+        As many as fit a share of the free memory, and on a CPU its caches: another call may choose another
+        size, and no result depends on it.
+        """
         shape = self.shape(instance, policy, n_gpus)
         return self._fitting_block(shape, len(policy.router.buffers), replications)
 
     def _fitting_block(self, shape: Shape, buffers: int, replications: int) -> int:
-        devices = len(jax.local_devices())
-        share = -(-replications // (devices * jax.process_count()))
+        devices = jax.local_devices()
+        share = -(-replications // (len(devices) * jax.process_count()))
         if self.block is None:
-            size = self.bytes_of(shape, buffers)
-            budget = self.block_bytes if jax.default_backend() == "cpu" else 2**30
-            fits = max(LANES, budget // size)
+            state = self.bytes_of(shape, buffers)
+            fits = block_limit(len(devices), state, shape.classes)
+            if devices[0].platform == "cpu":
+                fits = min(fits, self.block_bytes // state, MAX_BLOCK)
             # Blocks of equal size, so that the last one is not mostly padding.
-            share = -(-share // -(-share // min(fits, MAX_BLOCK if jax.default_backend() == "cpu" else fits)))
+            share = -(-share // -(-share // max(LANES, fits)))
         else:
             share = min(share, self.block)
-        return devices * LANES * -(-share // LANES)
+        return len(devices) * LANES * -(-share // LANES)
+
+    def describe_blocks(
+        self, instance: Instance, policies: Sequence[Policy], n_gpus: int, replications: int
+    ) -> str:
+        """One line about how many replications run at a time, of that of some policies with the largest
+        state."""
+        largest = max(policies, key=lambda policy: self.state_bytes(instance, policy, n_gpus))
+        block = self.block_size(instance, largest, n_gpus, replications)
+        count, devices = -(-replications // block), jax.local_devices()
+        state = in_words(block // len(devices) * self.state_bytes(instance, largest, n_gpus))
+        return (
+            f"{count} block{'s' if count > 1 else ''} of {block} replications on {len(devices)} "
+            f"{devices[0].platform.upper()} device{'s' if len(devices) > 1 else ''}, {state} of state on each"
+        )
 
     def score_count(self, policy: Policy) -> int:
         """Of how many parameters a record can keep scores. **Raises:** `InputError` when of none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +21,7 @@ from .._pricing import SCHEMES
 from .configuration_model import ConfigurationModel
 from .model import AbstractFluidModel, Rates, Stages
 from .pooled_model import PooledModel
-from .solve import path, steady_state
+from .solve import Progress, path, steady_state
 
 LEVELS = ("configuration", "pooled")
 
@@ -30,8 +29,6 @@ PATH_WIDTH = 1e-4
 """Default width of a path; a hundredth of that in a steady state, where narrow widths cost nothing."""
 
 STEADY_WIDTH = 1e-6
-
-Progress = Callable[[int, int], None]
 
 
 class FluidEngine(eqx.Module):
@@ -85,30 +82,27 @@ class FluidEngine(eqx.Module):
 
         `n_gpus`, `key`, `replications` and `first` are those of other engines, and have no meaning here.
 
+        **Arguments:** `progress`: called with (done, total): windows of a path, widths of a steady state.
+
         **Raises:** `InputError` for a policy that the level cannot follow, or too many configurations;
         `SimulationError` when no steady state is found.
         """
         steady = math.isinf(horizon)
         width = self.smoothing(steady)
-        if progress is not None:
-            progress(0, 1)
         with double_precision():
             model = self.model(instance, policy)
             if steady:
                 durations, before = np.ones(1), 0
-                state = steady_state(model, width)
+                state = steady_state(model, width, progress)
                 integrals = jax.tree.map(lambda stage: stage[None], model.stages(state))
             else:
                 lengths, before = window_lengths(horizon, warmup, WINDOWS)
                 durations = np.asarray(lengths)
-                times = jnp.asarray(np.cumsum(durations))
-                found = path(model, model.empty(), jnp.asarray(width), times)
+                found = path(model, model.empty(), jnp.asarray(width), np.cumsum(durations), progress)
                 state = jax.tree.map(lambda leaf: leaf[-1], found.states)
                 integrals = jax.tree.map(lambda sums: jnp.diff(sums, axis=0, prepend=0.0), found.integrals)
             last = model.stages(state)
             rates = model.rates
-        if progress is not None:
-            progress(1, 1)
         return _record(rates, integrals, last, durations, before)
 
     def smoothing(self, steady: bool) -> float:

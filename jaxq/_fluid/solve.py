@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
@@ -16,6 +17,8 @@ from jaxtyping import Array, Float, Float64
 
 from .._errors import SimulationError
 from .model import AbstractFluidModel, Stages, State, Width
+
+Progress = Callable[[int, int], None]
 
 TOLERANCE = 1e-4
 """Of a path: relative; absolute a hundredth of it, in requests per GPU."""
@@ -33,7 +36,8 @@ WIDEST = 0.1
 """The first of these widths."""
 
 FIRST_STEP, NEXT_STEP, LONGEST_STEP = 1e-3, 1e3, 1e8
-"""Steps towards a steady state, s: the first at the first width, the first at the next ones, the longest."""
+"""Steps towards a steady state, s: the first at the first width (and of a path), the first at the next ones,
+the longest."""
 
 GROWTH, RETREAT = 1.6, 4.0
 """Factors by which steps grow, and shrink after one that failed."""
@@ -52,46 +56,89 @@ class Path(NamedTuple):
     integrals: Stages
 
 
+def path(
+    model: AbstractFluidModel,
+    state: State,
+    width: Width,
+    times: Float64[np.ndarray, " times"],
+    progress: Progress | None = None,
+) -> Path:
+    """From `state` at time 0, through increasing `times`, s.
+
+    It is integrated from one of these moments to the next: a step ends at each, and none is interpolated.
+
+    **Arguments:** `progress`: called with how many of the moments are reached, and all.
+    """
+    now = (state, jax.tree.map(jnp.zeros_like, model.stages(state)))
+    reached, step, kept = np.float64(0.0), np.float64(FIRST_STEP), []
+    _report(progress, 0, len(times))
+    for done, time in enumerate(times, 1):
+        now, steps = _advance(model, now, width, *(jnp.asarray(number) for number in (reached, time, step)))
+        kept.append(now)
+        # As long as the steps before were, on average: the last of them may have been cut short.
+        reached, step = time, (time - reached) / float(steps)
+        _report(progress, done, len(times))
+    return Path(*jax.tree.map(lambda *moments: jnp.stack(moments), *kept))
+
+
 @eqx.filter_jit
-def path(model: AbstractFluidModel, state: State, width: Width, times: Float[Array, " times"]) -> Path:
-    """From `state` at time 0, through increasing `times`, s."""
-    start, unflatten = ravel_pytree((state, jax.tree.map(jnp.zeros_like, model.stages(state))))
+def _advance(
+    model: AbstractFluidModel,
+    now: tuple[State, Stages],
+    width: Width,
+    start: Float[Array, ""],
+    end: Float[Array, ""],
+    step: Float[Array, ""],
+) -> tuple[tuple[State, Stages], Any]:
+    """State and integrals from one moment to another, and the number of steps; `step` is tried first, s."""
+    flat, unflatten = ravel_pytree(now)
 
     def slope(time: Any, flat: Array, given: tuple[AbstractFluidModel, Width]) -> Array:
         model, width = given
-        now, _ = unflatten(flat)
-        return ravel_pytree((model.drift(now, width), model.stages(now)))[0]
+        state, _ = unflatten(flat)
+        return ravel_pytree((model.drift(state, width), model.stages(state)))[0]
 
     found = diffrax.diffeqsolve(
         diffrax.ODETerm(slope),
         diffrax.Kvaerno5(),
-        t0=0.0,
-        t1=times[-1],
-        dt0=None,
-        y0=start,
+        t0=start,
+        t1=end,
+        dt0=step,
+        y0=flat,
         args=(model, width),
-        saveat=diffrax.SaveAt(ts=times),
+        saveat=diffrax.SaveAt(t1=True),
         stepsize_controller=diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE / 100),
         max_steps=MAX_STEPS,
     )
     assert found.ys is not None
-    return Path(*jax.vmap(unflatten)(found.ys))
+    return unflatten(found.ys[0]), found.stats["num_accepted_steps"]
 
 
-def steady_state(model: AbstractFluidModel, width: float) -> State:
+def _report(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
+
+
+def steady_state(model: AbstractFluidModel, width: float, progress: Progress | None = None) -> State:
     """The steady state that is reached from an empty cluster, with slopes in the model's numbers.
 
     Linearly implicit Euler steps that grow until the drift is gone (pseudo-transient continuation), at widths
     from `WIDEST` down; Newton's method at the last, whose implicit derivative gives the slopes.
 
+    **Arguments:** `progress`: called with how many of the widths are done, and all.
+
     **Raises:** `SimulationError` when the drift does not vanish.
     """
     fixed = jax.lax.stop_gradient(model)
     widths = [jnp.asarray(w, float) for w in _widths(width)]
+    _report(progress, 0, len(widths))
     state = _settle(fixed, fixed.empty(), widths[0], FIRST_STEP)
-    for wider, narrower in itertools.pairwise(widths):
+    for done, (wider, narrower) in enumerate(itertools.pairwise(widths), 1):
+        _report(progress, done, len(widths))
         state = _settle(fixed, _narrowed(fixed, state, wider, narrower), narrower, NEXT_STEP)
-    return _root(model, state, jnp.asarray(width, float))
+    found = _root(model, state, jnp.asarray(width, float))
+    _report(progress, len(widths), len(widths))
+    return found
 
 
 def _widths(width: float) -> Float64[np.ndarray, " widths"]:

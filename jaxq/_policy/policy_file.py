@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from .._errors import InputError
 from .._instance import Instance
+from .._output import write_file, writing
 from .._summary import plain
 from .._versions import versions
 from .base import Policy
@@ -54,7 +54,8 @@ def save_policy(
     **Arguments:** `instance`: what the policy is for; `training`: how it was tuned, as JSON holds it.
 
     **Raises:** `InputError` for another suffix, a folder that cannot be written, or a policy without a
-    recipe (one that neither `feedback`, `neural` nor `load_policy("my_module:MyPolicy", ...)` made).
+    recipe (one that neither `feedback`, `neural` nor `load_policy("my_module:MyPolicy", ...)` made);
+    `SimulationError` when the disk is full.
     """
     target = Path(path)
     if target.suffix != SUFFIX:
@@ -74,19 +75,9 @@ def save_policy(
         "versions": versions(),
     }
     content["checksum"] = _checksum(content)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=2) + "\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_file(target, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_policy_file(path: str | os.PathLike[str]) -> PolicyFile:

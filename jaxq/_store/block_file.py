@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 
 from .._engine.record import COUNTS, FINAL, INTEGRALS, Record
 from .._errors import InputError
+from .._output import write_file
 
 _NAME = re.compile(r"(\d{8})-(\d{8})\.([0-9a-f]{32})\.zarr\.zip")
 _WINDOWED = (*COUNTS, *INTEGRALS)
@@ -52,17 +51,7 @@ class BlockFile:
         digest = hashlib.sha256(contents).hexdigest()[:32]
         end = first + record.replications
         path = folder / f"{first:08d}-{end:08d}.{digest}.zarr.zip"
-        temporary = folder / f".{path.name}.part"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_file(path, contents)
         return cls(path, first, end, digest)
 
     def read(self) -> tuple[Record, dict[str, Any]]:

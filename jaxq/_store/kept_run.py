@@ -63,7 +63,7 @@ def kept_run(
     - `known`: the fields of its `Result` that are known before, and `n_gpus`.
     - `run`: simulates replications `first`, ..., as the engine does.
     - `asked`: replications that are wanted; None when that is seen on the way.
-    - `chunk`: replications between two files, at most.
+    - `chunk`: replications between two files, at most; those of earlier calls may hold more or fewer.
     - `progress`: called with how much of all is done, and all.
 
     **Raises:** as `RunStore.opened`.

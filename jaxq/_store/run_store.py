@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +14,16 @@ from typing import Any
 import filelock
 
 from .._engine.record import Record
-from .._errors import InputError, SimulationError
+from .._errors import InputError
+from .._output import write_file, writing
 from .block_file import BlockFile
+from .damaged import set_aside
 from .stored_record import StoredRecord
 
 FORMAT = 1
 """Version of the folder's form; a reader refuses others."""
 
 RUN_FILE, LOCK_FILE = "run.json", "run.lock"
-
-
-class StoreWarning(UserWarning):
-    """A file of a store was damaged; it is set aside and what it held is computed again."""
 
 
 Simulate = Callable[[int, int], Record]
@@ -82,7 +78,7 @@ class RunStore:
         """The first replications of the run: those that are kept, and the others simulated and kept, at most
         `chunk` at a time.
 
-        **Raises:** `SimulationError` when the disk does not take them, saying how to go on.
+        **Raises:** `SimulationError` when the disk is full, saying how to go on; as `writing`.
         """
         for first, end in self._gaps(replications):
             for start in range(first, end, chunk):
@@ -107,13 +103,8 @@ class RunStore:
         return [(first, end) for first, end in cut if end > first]
 
     def _add(self, first: int, record: Record, seconds: float) -> None:
-        try:
+        with writing(self.path, f"{self.done(first)} kept replications"):
             block = BlockFile.write(self.path, first, record, {"run": self._digest, "seconds": seconds})
-        except OSError as error:
-            raise SimulationError(
-                f"{self.path}: cannot be written ({error.strerror or error}); make room, and the same call "
-                f"goes on from {self.done(first)} kept replications"
-            ) from None
         self.blocks = sorted([*self.blocks, block], key=lambda block: block.first)
         self.seconds += seconds
 
@@ -129,7 +120,7 @@ class RunStore:
             try:
                 kept = read_run_file(file)["arguments"]
             except InputError as error:
-                _set_aside(file, str(error))
+                set_aside(file, str(error))
             else:
                 _refuse_other(self.path, kept, self.arguments)
         elif not all(_belongs(entry) for entry in self.path.iterdir()):
@@ -150,7 +141,7 @@ class RunStore:
                 if block.first < reached or block.end - block.first != record.replications:
                     raise InputError(f"{block.path}: its replications do not follow from its name")
             except InputError as error:
-                _set_aside(block.path, str(error))
+                set_aside(block.path, str(error))
             else:
                 self.blocks.append(block)
                 self.seconds += about["seconds"]
@@ -185,16 +176,10 @@ def digest_of(arguments: dict[str, Any]) -> str:
 
 
 def write_run_file(file: Path, arguments: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write what a run is, whole or not at all."""
+    """Write what a run is, whole or not at all. **Raises:** as `writing`."""
     told = {"format": FORMAT, "arguments": arguments, "about": about}
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        temporary.write_text(json.dumps({**told, "digest": digest_of(told)}, indent=2) + "\n")
-        os.replace(temporary, file)
-    except OSError as error:
-        raise InputError(
-            f"{file}: cannot be written ({error.strerror or error}); expected a folder in a writable place"
-        ) from None
+    with writing(file):
+        write_file(file, (json.dumps({**told, "digest": digest_of(told)}, indent=2) + "\n").encode())
 
 
 def read_run_file(file: Path) -> dict[str, Any]:
@@ -236,13 +221,3 @@ def _make(path: Path) -> None:
         raise InputError(
             f"{path}: cannot be written ({reason}); expected a folder in a writable place"
         ) from None
-
-
-def _set_aside(path: Path, reason: str) -> None:
-    """Rename a file that must not be used, and say so."""
-    place, number = path.with_name(f"{path.name}.damaged"), 1
-    while place.exists():
-        number += 1
-        place = path.with_name(f"{path.name}.damaged{number}")
-    path.rename(place)
-    warnings.warn(f"{reason}; set aside as {place.name} and computed again", StoreWarning, stacklevel=2)
