@@ -20,7 +20,7 @@ from jaxq._experiment_rows import (
     SizesEffort,
     draw_points,
     estimate_variables,
-    indicator,
+    indicators,
     result_row,
     rows_of,
     scaled,
@@ -30,7 +30,7 @@ from jaxq._experiment_rows import (
 from jaxq._figures import STAGES, WIDTH, component, label_text, size_axis
 from jaxq._policy.presets import plain_plan
 from jaxq._progress import ProgressBars
-from jaxq._service_levels import INDICATORS
+from jaxq._service_level.levels import INDICATORS
 from jaxq._summary import plan_dict
 from jaxq.policies import PRESETS
 
@@ -97,7 +97,7 @@ def _row(result: Result, plan: Plan) -> dict[str, Any]:
     return {
         **result_row(result),
         "gap_to_plan": result.gap_to_plan(plan).to_dict(),
-        "indicators": {name: indicator(result, name).to_dict() for name in INDICATORS},
+        "indicators": indicators(result),
     }
 
 

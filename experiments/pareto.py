@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from jaxq._token_time import TokenTime
 from matplotlib.figure import Figure
 
 from jaxq import Instance, PlanError, ServiceLevels, solve_plan
@@ -20,7 +21,7 @@ from jaxq._experiment_rows import (
     MEASURED,
     draw_points,
     estimate_variables,
-    indicator,
+    indicators,
     measured,
     result_row,
     scaled,
@@ -30,8 +31,7 @@ from jaxq._figures import WIDTH
 from jaxq._plan import SAME_VALUE
 from jaxq._policy.presets import plain_plan
 from jaxq._progress import ProgressBars
-from jaxq._service_levels import INDICATORS
-from jaxq._token_time import TokenTime
+from jaxq._service_level.levels import INDICATORS
 from jaxq.policies import PRESETS
 
 TITLE = "Pareto frontiers: revenue against fairness and time per token, planned and simulated"
@@ -121,14 +121,14 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
                     "limit": limit,
                     "plan_revenue": float(plan.plan_revenue),
                     "gap_to_plan": result.gap_to_plan(plan).to_dict(),
-                    "attained": indicator(result, name).to_dict(),
+                    "attained": indicators(result)[name],
                 }
             )
     policy = PRESETS[REFERENCE](instance)
     result = measured(bars, REFERENCE, instance, policy, out=kept / REFERENCE, **settings)
     reference = {
         **result_row(result, (*MEASURED, *TIMES)),
-        "attained": {name: indicator(result, name).to_dict() for name in names},
+        "attained": {name: level for name, level in indicators(result).items() if name in names},
     }
     return {
         "effort": asdict(effort),

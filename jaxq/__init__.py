@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     from ._result import Result as Result
     from ._result_file import load_result as load_result
     from ._search import Search as Search
-    from ._service_levels import ServiceLevels as ServiceLevels
+    from ._service_level.convex_penalty import AbstractConvexPenalty as AbstractConvexPenalty
+    from ._service_level.convex_penalty import QuadraticPenalty as QuadraticPenalty
+    from ._service_level.levels import ServiceLevels as ServiceLevels
+    from ._service_level.limits import OccupancyLimit as OccupancyLimit
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
     from ._statistics import Estimate as Estimate
@@ -85,7 +88,9 @@ _HOMES = {
     "_pricing": ("Pricing",),
     "_result": ("Result",),
     "_result_file": ("load_result",),
-    "_service_levels": ("ServiceLevels",),
+    "_service_level.convex_penalty": ("AbstractConvexPenalty", "QuadraticPenalty"),
+    "_service_level.levels": ("ServiceLevels",),
+    "_service_level.limits": ("OccupancyLimit",),
     "_simulate": ("StatisticsWarning", "simulate"),
     "_statistics": ("Estimate",),
     "_study": ("Study",),

@@ -16,9 +16,9 @@ from ._policy.base import Policy
 from ._pricing import SCHEMES
 from ._progress import ProgressBars
 from ._result import QUANTITIES, Result
+from ._service_level.levels import INDICATORS
 from ._simulate import StatisticsWarning, simulate
 from ._statistics import Estimate
-from ._token_time import TokenTime
 
 CLAIMS = {
     ("gate_and_route", "bundled"): "asymptotically optimal (section 4.1)",
@@ -32,9 +32,6 @@ STAGE_NAMES = tuple(name for name, _, _ in STAGES)
 
 MEASURED = ("revenue_bundled", "revenue_separate", *STAGE_NAMES)
 """Those that a row tells when nothing else is asked for."""
-
-_COMPARED = {"prefill_fairness": "prefills", "decode_fairness": "decodes_solo"}
-"""What each fairness compares between classes, of `QUANTITIES`."""
 
 
 def measured(bars: ProgressBars, label: str, instance: Instance, policy: Policy, **arguments: Any) -> Result:
@@ -114,21 +111,10 @@ def total(result: Result, name: str) -> Estimate:
     return Estimate.from_samples(result.samples(name).sum(axis=-1))
 
 
-def indicator(result: Result, name: str) -> Estimate:
-    """One of the service level indicators as it was simulated, in the unit of `INDICATORS`.
-
-    A fairness is the difference between the classes whose means are largest and smallest: where all are the
-    same it is above 0 by about their error. The time per output token is that of all slots, as a plan counts
-    them (eq. 47 at the share of GPUs that run a prefill), not of the occupied ones alone.
-    """
-    if name == "time_per_output_token":
-        share, time = result.prefill_utilisation, TokenTime(result.instance)
-        mean = float(share.mean)
-        error = abs(time.slope(mean)) * share.standard_error  # delta method
-        return Estimate(np.asarray(time.at(mean)), np.asarray(error), share.count)
-    samples = result.samples(_COMPARED[name])
-    means = samples.mean(axis=0)
-    return Estimate.from_samples(samples[:, means.argmax()] - samples[:, means.argmin()])
+def indicators(result: Result) -> dict[str, Any]:
+    """Each service level indicator as it was simulated, for a summary: see `Result.service_levels`."""
+    levels = result.service_levels()
+    return {name: levels[name].measured.to_dict() for name in INDICATORS}
 
 
 def scaled(estimate: Mapping[str, Any], factor: float) -> dict[str, Any]:

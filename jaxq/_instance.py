@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ._errors import InputError
 from ._hardware import IterationTime, scalar
 from ._pricing import Pricing
-from ._service_levels import ServiceLevels
+from ._service_level.levels import ServiceLevels
 from ._workload import Workload
 
 MAX_BATCH_SIZE = 256
@@ -31,10 +31,12 @@ class Instance(eqx.Module):
     - `batch_size`: slots of a GPU, B: at most B decodes, or one prefill and B - 1 decodes; 2 to 256.
     - `chunk_size`: prompt tokens that one iteration prefills, C.
     - `name`: for labels in tables and figures.
-    - `service_levels`: limits and penalties that the plan of this instance keeps to; none when None.
+    - `service_levels`: limits and penalties that the plan of this instance keeps to; none when None. Without
+      convex penalties, which no file can hold: those are for `solve_plan`.
 
     **Raises:** `InputError` for a batch or chunk size that is not a whole number in range, a mixed iteration
-    time that is not positive, or numbers so extreme that a service rate or an offered load is 0 or infinite.
+    time that is not positive, numbers so extreme that a service rate or an offered load is 0 or infinite, or
+    a service level for a class that is not there.
     """
 
     workload: Workload
@@ -55,6 +57,13 @@ class Instance(eqx.Module):
                 limits = f"from {low} to {high}" if high else f"of at least {low}"
                 raise InputError(f"hardware.{name}: expected a whole number {limits}, got {number:g}")
         self._check_rates()
+        for one in () if self.service_levels is None else self.service_levels.limits:
+            one.weights(self.workload)
+            if one.convex_penalty is not None:
+                raise InputError(
+                    f"{one.field}.convex_penalty: no file can hold it; expected it among the service_levels "
+                    "that solve_plan is given"
+                )
 
     def _check_rates(self):
         """Positive, finite times and rates, so that nothing later divides by 0 or by infinity."""
@@ -84,8 +93,7 @@ class Instance(eqx.Module):
         others = [pricing.prefill, pricing.decode, self.batch_size, self.chunk_size]
         # Adding 0 makes -0 and 0 one number.
         numbers = np.concatenate([classes.ravel(), np.stack([*times, *others])]).astype("<f8") + 0.0
-        levels = {} if self.service_levels is None else self.service_levels.numbers()
-        promised = "".join(f",{name}={value!r}" for name, value in levels.items())
+        promised = "" if self.service_levels is None else self.service_levels.identity(workload)
         return hashlib.sha256(numbers.tobytes() + (pricing.scheme + promised).encode()).hexdigest()[:12]
 
     @property

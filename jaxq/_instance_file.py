@@ -14,7 +14,8 @@ from ._errors import InputError
 from ._hardware import IterationTime
 from ._instance import Instance
 from ._pricing import Pricing
-from ._service_levels import INDICATORS, ServiceLevels
+from ._service_level.levels import INDICATORS, ServiceLevels
+from ._service_level.limits import STAGES, OccupancyLimit
 from ._toml import check_keys, number_of, quoted, read_toml, shown, table_of, text_of
 from ._workload import Workload
 
@@ -25,6 +26,7 @@ _PRICING = ("scheme", "prefill", "decode")
 _NUMBERS = ("prompt_tokens", "output_tokens", "arrival_rate", "patience_rate")
 _CLASS = ("name", *_NUMBERS)
 _LEVELS = (*INDICATORS, *(f"{name}_penalty" for name in INDICATORS))
+_LIMIT = ("at_most", "penalty", "penalty_above")
 
 
 def load_instance(path: str | os.PathLike[str]) -> Instance:
@@ -34,8 +36,10 @@ def load_instance(path: str | os.PathLike[str]) -> Instance:
     place of these three; `batch_size`; `chunk_size` tokens), a table `[pricing]` (`scheme`, `"bundled"` when
     left out; `prefill` and `decode`, money per token) and one `[[classes]]` a class (`name`, optional;
     `prompt_tokens`, `output_tokens`, `arrival_rate` 1/s per GPU, `patience_rate` 1/s). A table `[sli]`,
-    optional, holds service levels: any of the arguments of `ServiceLevels`. A `name` above the tables labels
-    the instance; else the file's name does.
+    optional, holds service levels: any of the arguments of `ServiceLevels`, each further limit as a table
+    `[[sli.limits]]` with `name`, `at_most`, `penalty`, `penalty_above` and the coefficients by stage, as in
+    `prefill_queue = { chat = 1.0, batch = 0.5 }` or, for every class, `decode_queue = 1.0` (see
+    `OccupancyLimit`). A `name` above the tables labels the instance; else the file's name does.
 
     **Raises:** `InputError`, one line that names the file, the field and what would be right.
     """
@@ -108,7 +112,19 @@ def _level_lines(levels: ServiceLevels | None) -> list[str]:
     units = dict(INDICATORS) | {
         f"{name}_penalty": f"money/s per GPU, over {unit}" for name, unit in INDICATORS.items()
     }
-    return ["", "[sli]", *(f"{key} = {value!r}  # {units[key]}" for key, value in levels.numbers().items())]
+    lines = ["", "[sli]", *(f"{key} = {value!r}  # {units[key]}" for key, value in levels.numbers().items())]
+    for one in levels.limits:
+        lines += ["", "[[sli.limits]]", f"name = {quoted(one.name)}"]
+        lines += [f"{key} = {value!r}" for key, value in one.numbers().items()]
+        lines += [f"{stage} = {_by_class(given)}" for stage, given in one.coefficients.items()]
+    return lines
+
+
+def _by_class(given: Any) -> str:
+    """One number, or numbers by class as an inline table."""
+    if not isinstance(given, dict):
+        return repr(float(given))
+    return "{ " + ", ".join(f"{quoted(label)} = {float(one)!r}" for label, one in given.items()) + " }"
 
 
 def instance_from_tables(tables: Mapping[str, Any], default_name: str = "instance") -> Instance:
@@ -142,8 +158,32 @@ def _service_levels(tables: Mapping[str, Any]) -> ServiceLevels | None:
     if "sli" not in tables:
         return None
     table = table_of(tables, "sli")
-    check_keys(table, _LEVELS, "sli.")
-    return ServiceLevels(**{key: number_of(table, key, "sli.") for key in table})
+    check_keys(table, (*_LEVELS, "limits"), "sli.")
+    numbers = {key: number_of(table, key, "sli.") for key in table if key != "limits"}
+    limits = table.get("limits", [])
+    if not isinstance(limits, list) or not all(isinstance(one, dict) for one in limits):
+        raise InputError(f"sli.limits: expected one [[sli.limits]] table a limit, got {shown(limits)}")
+    return ServiceLevels(**numbers, limits=[_occupancy_limit(one, i) for i, one in enumerate(limits)])
+
+
+def _occupancy_limit(table: Mapping[str, Any], i: int) -> OccupancyLimit:
+    """A limit of `[[sli.limits]]`."""
+    prefix = f"sli.limits.{i}."
+    check_keys(table, ("name", *_LIMIT, *STAGES), prefix)
+    coefficients: dict[str, Any] = {}
+    for stage in STAGES:
+        value = table.get(stage)
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            by_class = {str(label): number for label, number in value.items()}
+            coefficients[stage] = {
+                label: number_of(by_class, label, f"{prefix}{stage}.") for label in by_class
+            }
+        elif stage in table:
+            coefficients[stage] = number_of(table, stage, prefix)
+    numbers: dict[str, Any] = {key: number_of(table, key, prefix) for key in _LIMIT if key in table}
+    return OccupancyLimit(text_of(table, "name", prefix), coefficients, **numbers)
 
 
 def _iteration_time(hardware: Mapping[str, Any], chunk_size: float) -> IterationTime:

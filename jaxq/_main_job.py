@@ -154,7 +154,7 @@ def run_main_job(
         "instance": instance_dict(instance),
         "plan": plan_dict(instance, plan),
         "policies": [row for row in TABLE if row["name"] in made] + _tuned_rows(tuned),
-        "records": [result.to_dict() for result in results.values()],
+        "records": [result.to_dict(plan) for result in results.values()],
         "baseline": baseline,
         "comparisons": comparison_dicts(results, baseline),
         "sample_paths": paths,

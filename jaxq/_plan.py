@@ -16,8 +16,8 @@ from ._linear_program import InfeasibleError, SolverError
 from ._planning_problem import PlanningProblem, Solution
 from ._planning_program import SLOTS, VARIABLES, planning_program
 from ._pricing import SCHEMES
-from ._service_level_program import attained
-from ._service_levels import INDICATORS, ServiceLevels
+from ._service_level.levels import ServiceLevels
+from ._service_level.program import attained
 from ._tie_break import plan_variables
 from ._workload import class_vector
 
@@ -44,11 +44,13 @@ class Plan(eqx.Module):
     (sum y_m <= (B - 1) sum x), `solo_decode_slots` (sum y_s <= B (1 - sum x)), all per slot and GPU;
     `prefill_balance` and `decode_balance`, one a class (one more request per second and GPU before prefill:
     the bid price; before decode); `no_decode_queue`, one a class, when q_d = 0 was imposed (one waiting
-    decode of the class, per GPU, if it were allowed); `prefill_fairness`, `decode_fairness` and
-    `time_per_output_token`, where there is such a limit, per unit of the limit. Where the dual solution is
-    not unique, the prices of these limits are those of slightly wider ones (right derivatives, the first
-    limit first), and the others those of the same instance with all arrival rates slightly lower (the left
-    derivative); among those with the smallest sum of `no_decode_queue`, then the smallest
+    decode of the class, per GPU, if it were allowed); each limit on a service level, by the level's name
+    (`prefill_fairness`, ...), per unit of the limit; each penalty, by that name and `_penalty`, per unit of
+    the level that is free of charge (the penalty itself, or less where the level stays at what is free); each
+    convex penalty, by that name and `_convex_penalty`, likewise: its slope at the plan. Where the dual
+    solution is not unique, the prices of these limits and thresholds are those of slightly wider ones (right
+    derivatives, the first first), and the others those of the same instance with all arrival rates slightly
+    lower (the left derivative); among those with the smallest sum of `no_decode_queue`, then the smallest
     `solo_decode_slots`, `mixed_decode_slots` and `prefill_slots`, then the smallest sum of the balances'
     prices. (The order gives `prefill_slots` a price when sum x = 1, where `solo_decode_slots` binds as well.)
 
@@ -70,8 +72,8 @@ class Plan(eqx.Module):
     - `no_decode_queue`: whether q_d = 0 was imposed.
     - `shadow_prices`: the derivative of `objective` by the right-hand side of each constraint, limits on
       service levels included; see above.
-    - `indicators`: the value of each service level indicator, by name, in the units of `ServiceLevels`; none
-      in a plan made by hand.
+    - `indicators`: the value of each service level, further limits included, by name, in the units of
+      `ServiceLevels`; none in a plan made by hand.
     - `service_levels`: the limits and penalties that it was made under; None without any.
     - `scheme`: `"bundled"` or `"separate"`: what the LP maximised.
 
@@ -176,15 +178,16 @@ def solve_plan(
     costs nothing (relative 1e-9), which holds for gamma tau >= (B - 1)/B without service levels (Prop. 3.2),
     and a separate one never requires it.
 
-    **Service levels** (eq. 43-48) are limits on the plan and penalties in its objective, not in `revenue`.
-    All penalties but that of eq. 48 are linear; for that one the best X = sum x is found exactly, and
-    uniqueness is among plans with that X.
+    **Service levels** (eq. 43-48, and further limits) are limits on the plan and penalties in its objective,
+    not in `revenue`. For the penalty of eq. 48 the best X = sum x is found exactly. Convex penalties are
+    solved by cutting planes until the objective is within 1e-8 of the best, relative to it and to the costs
+    (and mostly far closer). Uniqueness is among plans with the X, or the level, that these penalties choose.
 
     **Tie-break**, independent of the solver: the smallest sum of q_d; the lexicographically largest x; the
     lexicographically smallest q_d; the largest sum of y_s; within each total of decodes, classes in
-    proportion to the tokens per second that they decode, or, where decode fairness forbids that, the y_s with
-    the smallest largest deviation from it (then the smallest sum of deviations, then the lexicographically
-    largest).
+    proportion to the tokens per second that they decode, or, where a service level forbids that or would cost
+    more, the y_s with the smallest largest deviation from it (then the smallest sum of deviations, then the
+    lexicographically largest).
 
     **Arguments:**
 
@@ -197,7 +200,8 @@ def solve_plan(
 
     **Raises:** `PlanError` when classes that never abandon (patience_rate 0) bring more work than the cluster
     can serve, q_d = 0 is required and impossible, or a limit cannot be met (with the tightest that can);
-    `InputError` for an unknown scheme, or q_d allowed beside a limit that forbids it.
+    `InputError` for an unknown scheme, q_d allowed beside a limit that forbids it, a level of a class that is
+    not there, or a penalty that is not convex.
     """
     scheme = _checked_scheme(instance, scheme)
     levels = (instance.service_levels if service_levels is None else service_levels) or ServiceLevels()
@@ -206,6 +210,8 @@ def solve_plan(
             "require_no_decode_queue: a limit on fairness imposes q_d = 0; expected None or True, got False"
         )
     required = True if levels.forbid_decode_queue else require_no_decode_queue
+    for one in levels.limits:
+        one.weights(instance.workload)  # refuses a class that is not there
     try:
         written = _written(instance, scheme)
         return _finish(
@@ -287,8 +293,8 @@ def _finish(solution: Solution, revenue: float) -> Plan:
 
     flows_unique = unmoved("x", "q_prefill", "q_decode")
     variables = plan_variables(solution, directions, flows_unique)
-    indicators = attained(instance, x=variables[0], y_solo=variables[2])
-    penalties = sum(levels.penalty(name) * value for name, value in indicators.items())
+    indicators = attained(instance, levels, variables)
+    penalties = sum(levels.cost(name, value) for name, value in indicators.items())
     prices = _prices(solution)
     return Plan(
         *variables,
@@ -316,17 +322,19 @@ def _prices(solution: Solution) -> dict[str, np.ndarray]:
     """Shadow prices, by the rule that `Plan` describes where the dual solution is not unique."""
     program, optimum = solution.priced, solution.priced_optimum
     support = program.standard.support(optimum)
-    reported = (*SLOTS, "prefill_balance", "decode_balance", "no_decode_queue", *INDICATORS)
+    levels = [row for name in solution.problem.levels.names for row in (name, f"{name}_penalty")]
     if program.standard.dual_directions(support).size:
         one = np.ones(1)
-        wider = [{name: -one} for name in INDICATORS]
+        wider = [{name: -one} for name in levels]
         lower_arrivals = {"prefill_balance": solution.problem.instance.workload.arrival_rate}
         smallest = [{name: -one} for name in ("no_decode_queue", *reversed(SLOTS))]
         balances = {"prefill_balance": -one, "decode_balance": -one}
         prices = program.best_prices(optimum, support, [*wider, lower_arrivals, *smallest, balances])
     else:
         prices = program.prices(optimum.dual)
-    return {name: prices[name] for name in reported if name in prices}
+    reported = (*SLOTS, "prefill_balance", "decode_balance", "no_decode_queue", *levels)
+    costs = {name: np.array([price]) for name, price in solution.cost_prices.items()}
+    return {name: prices[name] for name in reported if name in prices} | costs
 
 
 def _infeasible_message(instance: Instance) -> str:

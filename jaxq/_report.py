@@ -39,6 +39,7 @@ def report_html(summary: Summary, figures: Mapping[str, str]) -> str:
         *_policies(summary, figures),
         *_learned(summary, figures),
         *_comparison(summary),
+        *_service_levels(summary),
         *_plan(summary),
         *_occupancies(summary, figures),
         *_limits(summary),
@@ -252,6 +253,33 @@ def _comparison(summary: Summary) -> list[str]:
             f"than two averages side by side. {comparison['gpus']} GPUs; revenue per GPU and second."
         ),
         page.table(("policy", f"earns more than {baseline} by", "verdict", "correlation"), rows, texts=(2,)),
+    ]
+
+
+def _service_levels(summary: Summary) -> list[str]:
+    """What each policy keeps of the service levels, beside the plan that keeps all of them."""
+    best, others = _ranked(summary)
+    levels = best["service_levels"]
+    if levels is None:
+        return []
+    headings = [f"{name}, {level['unit']}" if level["unit"] else name for name, level in levels.items()]
+    rows = [
+        ("limit", *(_number(level["limit"], "{:.5g}") for level in levels.values()), "–"),
+        ("plan", *(_number(level["planned"], "{:.5g}") for level in levels.values()), "–"),
+    ]
+    for record in (best, *others):
+        measured = [level["measured"] for level in record["service_levels"].values()]
+        kept = (_with_ends(estimate, "{:.5g}") for estimate in measured)
+        rows.append((record["policy"], *kept, _percent(record["gap_to_plan"])))
+    return [
+        page.heading("What the policies keep of the service levels"),
+        page.table(("policy", *headings, "below the plan's revenue"), rows),
+        page.paragraph(
+            f"On {best['gpus']} GPUs; in brackets the ends of the 95 % interval. Only sli_gate_and_route "
+            "follows a plan under these service levels. A policy that does not keep to them may earn more "
+            "than that plan.",
+            "quiet",
+        ),
     ]
 
 

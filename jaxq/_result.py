@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,10 @@ from jaxtyping import Float64
 from ._engine.record import Record
 from ._errors import InputError
 from ._instance import Instance
-from ._plan import Plan, upper_bound
+from ._plan import Plan, solve_plan, upper_bound
 from ._pricing import SCHEMES
+from ._service_level.measured import MeasuredLevel, measured_levels
+from ._service_level.token_time import emission, slot_time
 from ._statistics import (
     BatchMeans,
     Estimate,
@@ -24,7 +26,6 @@ from ._statistics import (
     warmup_check,
 )
 from ._store.stored_record import StoredRecord
-from ._token_time import slot_time
 from ._versions import versions as current_versions
 
 if TYPE_CHECKING:
@@ -225,12 +226,40 @@ class Result:
             return self.estimate(f"revenue_{scheme}").affine(-1 / self.bound(scheme), 1.0)
         return self._gap_to(plan, float(plan.revenue), scheme)
 
-    def gap_to_plan(self, plan: Plan) -> Estimate:
+    def gap_to_plan(self, plan: Plan | None = None) -> Estimate:
         """1 - R / `plan.plan_revenue` in the plan's scheme; negative where a policy beats a constrained plan.
 
-        **Raises:** `InputError` when the plan has no revenue.
+        **Arguments:** `plan`: the instance's own, under its service levels, when None.
+
+        **Raises:** `InputError` when the plan has no revenue; `PlanError` when there is no plan.
         """
+        plan = self._plan if plan is None else plan
         return self._gap_to(plan, float(plan.plan_revenue), plan.scheme)
+
+    def service_levels(self, plan: Plan | None = None) -> dict[str, MeasuredLevel]:
+        """The service levels of a plan and what the policy keeps of them, by name.
+
+        - `"prefill_fairness"`, `"decode_fairness"`: the largest difference between two classes' long-run
+          averages, max (x_i - x_j) and max (y_s,i - y_s,j). Small differences are overestimated, which the
+          intervals allow for.
+        - `"time_per_output_token"`: eq. 47 over all slots, as the plan limits it, at the measured share of
+          GPUs that run a prefill; `"time_per_token_slot"` and `"time_per_token_emitted"`: the properties of
+          those names, over the decodes that there are.
+        - every further limit, by its name.
+
+        **Arguments:** `plan`: whose levels; the instance's own, of its scheme, when None. A policy may follow
+        another one: `sli_gate_and_route` follows the bundled plan under the instance's service levels.
+
+        **Raises:** `PlanError` when there is no plan.
+        """
+        plan = self._plan if plan is None else plan
+        found = measured_levels(self.instance, plan, self._samples)
+        if not self.record.is_fluid:
+            return found
+        return {
+            name: replace(level, measured=Estimate.exact(level.measured.mean))
+            for name, level in found.items()
+        }
 
     # Occupancies, per GPU, one number a class.
 
@@ -455,10 +484,8 @@ class Result:
         if name == "waiting_time_decode":
             return average("decode_queue"), average("prefill_rate")
         mixed, solo = _over_classes(average("decodes_mixed")), _over_classes(average("decodes_solo"))
-        if name == "time_per_token_slot":
-            return slot_time(self.instance, mixed, solo)
-        tau, tau_solo = self.instance.mixed_iteration_time, self.instance.iteration_time.solo
-        return mixed + solo, mixed / float(tau) + solo / float(tau_solo)
+        time = slot_time if name == "time_per_token_slot" else emission
+        return time(self.instance, mixed, solo)
 
     def _checked_scheme(self, scheme: str | None) -> str:
         scheme = self.instance.pricing.scheme if scheme is None else scheme
@@ -472,6 +499,10 @@ class Result:
         if not (np.isfinite(revenue) and revenue > 0):
             raise InputError(f"plan.revenue: expected that of a plan made by solve_plan, got {revenue:g}")
         return self.estimate(f"revenue_{plan.scheme}").affine(-1 / revenue, 1.0)
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        return solve_plan(self.instance)
 
     @functools.cached_property
     def _bounds(self) -> dict[str, float]:
@@ -548,12 +579,16 @@ class Result:
 
     # Records.
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, plan: Plan | None = None) -> dict[str, Any]:
         """For JSON: what was run, every estimate, the gap of each scheme, and the checks.
 
-        `gap` is that of the instance's scheme; lists run over `classes`.
+        `gap` is that of the instance's scheme; lists run over `classes`. Where the instance has service
+        levels, `service_levels` and `gap_to_plan` say how far the policy keeps to `plan` (the instance's own
+        when None); else they are None.
         """
         check = self.warmup_check
+        levels = self.instance.service_levels
+        promised = levels is not None and levels.any
         return {
             "policy": self.policy_name,
             "gpus": self.n_gpus,
@@ -573,6 +608,10 @@ class Result:
             "gap": self.gap().to_dict(),
             **{f"gap_{scheme}": self.gap(scheme=scheme).to_dict() for scheme in SCHEMES},
             "bound": {scheme: self.bound(scheme) for scheme in SCHEMES},
+            "gap_to_plan": self.gap_to_plan(plan).to_dict() if promised else None,
+            "service_levels": {name: level.to_dict() for name, level in self.service_levels(plan).items()}
+            if promised
+            else None,
             **{name: self.estimate(name).to_dict() for name in QUANTITIES},
             "warmup_check": None
             if check is None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._instance import Instance
     from ._plan import Plan
     from ._result import Result
+    from ._service_level.levels import ServiceLevels
 
 
 def plain(value: Any) -> Any:
@@ -71,13 +72,19 @@ def instance_dict(instance: Instance) -> dict[str, Any]:
             {"name": name} | {number: float(getattr(workload, number)[i]) for number in numbers}
             for i, name in enumerate(workload.names)
         ],
-        "sli": None if instance.service_levels is None else instance.service_levels.numbers(),
+        "sli": None if instance.service_levels is None else _levels_dict(instance.service_levels),
     }
 
 
+def _levels_dict(levels: ServiceLevels) -> dict[str, Any]:
+    """What is set, and the further limits as they stand in the instance's file."""
+    further = [{"name": one.name, **one.numbers(), **plain(one.coefficients)} for one in levels.limits]
+    return levels.numbers() | ({"limits": further} if further else {})
+
+
 def plan_dict(instance: Instance, plan: Plan) -> dict[str, Any]:
-    """A plan: money per GPU and second, requests per GPU by class, prices by constraint, and by service level
-    indicator its value, limit (None without) and penalty, in the units of `ServiceLevels`."""
+    """A plan: money per GPU and second, requests per GPU by class, prices by constraint, and what
+    `plan_levels` gives."""
     return {
         "revenue": float(plan.revenue),
         "scheme": plan.scheme,
@@ -101,16 +108,29 @@ def plan_dict(instance: Instance, plan: Plan) -> dict[str, Any]:
 
 
 def plan_levels(plan: Plan) -> dict[str, Any]:
-    """Value, limit, shadow price of the limit, and penalty of each service level indicator of a plan."""
-    from ._service_levels import ServiceLevels
+    """Each service level of a plan, by name, in the units of `ServiceLevels`.
+
+    Its value; the limit and that limit's shadow price (None without); what a unit costs above
+    `penalty_above`, and the shadow price of that threshold (None without a penalty); the slope of a convex
+    penalty (None without); and what all penalties for it cost.
+    """
+    from ._service_level.levels import ServiceLevels
 
     levels = plan.service_levels or ServiceLevels()
+
+    def price(constraint: str) -> float | None:
+        return float(plan.shadow_prices[constraint][0]) if constraint in plan.shadow_prices else None
+
     return {
         name: {
             "value": float(value),
             "limit": levels.limit(name),
-            "shadow_price": float(plan.shadow_prices[name][0]) if name in plan.shadow_prices else None,
+            "shadow_price": price(name),
             "penalty": levels.penalty(name),
+            "penalty_above": levels.penalty_above(name),
+            "penalty_shadow_price": price(f"{name}_penalty"),
+            "convex_penalty_slope": price(f"{name}_convex_penalty"),
+            "cost": levels.cost(name, float(value)),
         }
         for name, value in plan.indicators.items()
     }

@@ -59,12 +59,13 @@ def _print(instance: Instance, solution: Plan) -> None:
         ],
         title="The plan, per GPU",
     )
+    priced = {row for name in solution.indicators for row in (name, f"{name}_penalty")}
     print_table(
         ("constraint", "price"),
         [
             (name, ", ".join(f"{value:.4f}" for value in price))
             for name, price in solution.shadow_prices.items()
-            if name not in solution.indicators
+            if name not in priced
         ],
         title="Shadow prices: revenue for one more unit",
     )
@@ -75,23 +76,25 @@ def _print(instance: Instance, solution: Plan) -> None:
 
 
 def _print_service_levels(solution: Plan) -> None:
-    """The service level indicators of a plan, and what keeping to them costs."""
-    from .._service_levels import INDICATORS
+    """The service levels of a plan, and what keeping to them costs."""
+    from .._service_level.levels import ServiceLevels
     from .._summary import plan_levels
     from .tables import print_table, print_text
 
     def shown(number: float | None) -> str:
         return "none" if number is None else f"{number:.6g}"
 
-    columns = ("value", "limit", "shadow_price", "penalty")
+    levels = solution.service_levels or ServiceLevels()
+    columns = {"value": "value", "limit": "limit", "shadow price": "shadow_price", "penalty": "penalty"}
+    columns |= {"above": "penalty_above", "shadow price of above": "penalty_shadow_price", "cost": "cost"}
     print_table(
-        ("service level", "unit", *(column.replace("_", " ") for column in columns)),
+        ("service level", "unit", *columns),
         [
-            (name, INDICATORS[name], *(shown(level[column]) for column in columns))
+            (name, levels.unit(name), *(shown(level[key]) for key in columns.values()))
             for name, level in plan_levels(solution).items()
         ],
         texts=("unit",),
-        title="Service levels: shadow price and penalty per unit",
+        title="Service levels: shadow prices and penalty per unit",
     )
     if solution.service_levels is not None:
         penalties = float(solution.plan_revenue - solution.objective)

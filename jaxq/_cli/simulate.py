@@ -26,6 +26,7 @@ from .simulated import AbstractRun
 
 if TYPE_CHECKING:
     from .._instance import Instance
+    from .._plan import Plan
     from .._policy.base import Policy
     from .._result import Result
 
@@ -122,13 +123,15 @@ def simulate(
     references = policy_references(policy)
     instance = read_instance(file)
     configure_jax()
+    from .._plan import solve_plan
     from .._policy.load import load_policy
 
     run = choices.run(instance)
     found = [load_policy(reference, instance) for reference in references]
+    plan = solve_plan(instance)
     run.check(found, kept=out is not None)
     results = _simulate_all(run, references, found, out)
-    summary = _summary(instance, results, run.seed)
+    summary = _summary(instance, plan, results, run.seed)
     if out is not None:
         write_json(summary, out / "simulate.json")
     if json:
@@ -163,14 +166,12 @@ def record_name(reference: str, n_gpus: int | None) -> str:
 
 
 def _summary(
-    instance: Instance, results: dict[tuple[str, int | None], Result], seed: int | None
+    instance: Instance, plan: Plan, results: dict[tuple[str, int | None], Result], seed: int | None
 ) -> dict[str, Any]:
     """The plan, the records and the paired comparisons, for JSON."""
-    from .._plan import solve_plan
-
-    records = [{**result.to_dict(), "policy": reference} for (reference, _), result in results.items()]
+    records = [{**result.to_dict(plan), "policy": reference} for (reference, _), result in results.items()]
     return {
-        "plan": plan_dict(instance, solve_plan(instance)),
+        "plan": plan_dict(instance, plan),
         "records": records,
         "comparisons": comparison_dicts(results),
         "seed": seed,
@@ -192,6 +193,32 @@ def print_results(results: Sequence[Result]) -> None:
         title=f"{scheme} revenue per GPU and second, 95 % intervals",
     )
     print_text(f"Best possible in the long run: {results[0].bound():.4f}. {results[0].engine_description}.")
+    _print_service_levels(results)
+
+
+def _print_service_levels(results: Sequence[Result]) -> None:
+    """What policies keep of the service levels of their instances, and how far they are from those plans."""
+    from .tables import print_table
+
+    rows = []
+    for result in results:
+        levels = result.instance.service_levels
+        if levels is None or not levels.any:
+            continue
+        label, gap = (result.policy_name, size_name(result.n_gpus)), result.gap_to_plan()
+        for name, level in result.service_levels().items():
+            limit = "none" if level.limit is None else f"{level.limit:.6g}"
+            measured = f"{level.measured.mean:.6g} ± {level.measured.half_width:.2g}"
+            rows.append((*label, name, level.unit, limit, f"{level.planned:.6g}", measured))
+        percent = f"{100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}"
+        rows.append((*label, "gap to this plan", "%", "none", "0", percent))
+    if rows:
+        print_table(
+            ("policy", "GPUs", "service level", "unit", "limit", "planned", "measured"),
+            rows,
+            texts=("service level", "unit"),
+            title="Service levels: planned and measured, 95 % intervals",
+        )
 
 
 def interval_cells(result: Result) -> tuple[str, str]:

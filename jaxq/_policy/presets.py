@@ -8,7 +8,7 @@ import numpy as np
 
 from .._instance import Instance
 from .._plan import Plan, solve_plan
-from .._service_levels import ServiceLevels
+from .._service_level.levels import ServiceLevels
 from .base import Partition, Policy
 from .gates import FcfsGate, OccupancyGate, PriorityGate
 from .routers import ImmediateRouter, PackingRouter, PrefillFirstRouter, RandomisedRouter, SoloFirstRouter

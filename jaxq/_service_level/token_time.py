@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ._instance import Instance
+from .._instance import Instance
 
 SAME_TIME = 1e-12
 """Relative difference below which a mixed and a solo iteration take the same time."""
@@ -20,6 +20,15 @@ def slot_time(instance: Instance, mixed: Any, solo: Any) -> tuple[Any, Any]:
     """
     tau, tau_solo = float(instance.mixed_iteration_time), float(instance.iteration_time.solo)
     return tau * mixed + tau_solo * solo, mixed + solo
+
+
+def emission(instance: Instance, mixed: Any, solo: Any) -> tuple[Any, Any]:
+    """Decodes and the tokens per second that they emit, whose ratio is the time of an emitted token.
+
+    **Arguments:** `mixed`, `solo`: decodes on GPUs that run a prefill, and on GPUs that do not.
+    """
+    tau, tau_solo = float(instance.mixed_iteration_time), float(instance.iteration_time.solo)
+    return mixed + solo, mixed / tau + solo / tau_solo
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,12 @@ class TokenTime:
 
     def at(self, share: float) -> float:
         """The mean time at X = `share`, s."""
-        total, slots = slot_time(
-            self.instance, (self._batch_size - 1) * share, self._batch_size * (1 - share)
-        )
+        total, slots = self.parts(share)
         return total / slots
+
+    def parts(self, share: Any) -> tuple[Any, Any]:
+        """Numerator and denominator of eq. 47."""
+        return slot_time(self.instance, (self._batch_size - 1) * share, self._batch_size * (1 - share))
 
     def slope(self, share: float) -> float:
         """Its derivative by X, s."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from ._linear_program import LinearProgram, Row, SolverError
-from ._token_time import TokenTime
+from .._linear_program import LinearProgram, SolverError
+from .program import with_rows
+from .tangents import level_row
+from .token_time import TokenTime
 
 SAME_OBJECTIVE = 1e-12
 """Relative difference below which an upper bound of the objective is attained."""
@@ -30,14 +32,6 @@ class Cut:
         return self.value + self.slope * (share - self.share)
 
 
-def with_mixed_share(
-    program: LinearProgram, weights: Float[np.ndarray, " variables"], share: float
-) -> LinearProgram:
-    """A program under X = `share`."""
-    row = Row("mixed_share", weights[None], np.array([share]), equality=True)
-    return replace(program, rows=(*program.rows, row))
-
-
 def best_mixed_share(
     program: LinearProgram, weights: Float[np.ndarray, " variables"], time: TokenTime, penalty: float
 ) -> float:
@@ -55,7 +49,7 @@ def best_mixed_share(
     best = program.standard.maximise()
     start = float(weights @ program.variables(best.point))
     cuts = [Cut(start, best.objective * program.value_scale, 0.0)]
-    limits = [_extreme_share(program, weights, sign) for sign in (-1.0, 1.0)]
+    limits = sorted(_extreme_share(program, weights, sign) for sign in (-1.0, 1.0))
     scale = max(abs(cuts[0].value), penalty * max(time.at(0.0), time.at(1.0)))
     for _ in range(MOST_CUTS):
         share = _maximiser(cuts, time, penalty, limits)
@@ -74,9 +68,10 @@ def _extreme_share(program: LinearProgram, weights: Float[np.ndarray, " variable
 
 def _cut(program: LinearProgram, weights: Float[np.ndarray, " variables"], share: float) -> Cut:
     """A tangent of the program's value at X = `share`."""
-    fixed = with_mixed_share(program, weights, share)
+    row = level_row("mixed share", weights, share)
+    fixed = with_rows(program, row)
     optimum = fixed.standard.maximise()
-    slope = fixed.prices(optimum.dual)["mixed_share"][0]
+    slope = fixed.prices(optimum.dual)[row.name][0]
     return Cut(share, optimum.objective * fixed.value_scale, float(slope))
 
 

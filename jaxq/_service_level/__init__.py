@@ -1,0 +1,1 @@
+"""Service levels: limits and penalties on what a plan holds, and what a policy keeps of them."""
