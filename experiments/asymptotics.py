@@ -17,9 +17,11 @@ import jax
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, solve_plan
 from jaxq._experiment_rows import CLAIMS, draw_points, estimate_variables, measured, result_row, scaled
+from jaxq._figures import WIDTH
 from jaxq._power_law import fit_power_law
 from jaxq._pricing import SCHEMES
 from jaxq._progress import ProgressBars
@@ -32,6 +34,13 @@ PAPER = ""
 
 QUANTITIES = ("abandonment_rate_prefill", "abandonment_rate_decode", "slot_utilisation")
 """What is kept of a simulation beside its gaps: where the losses are."""
+
+CAPTIONS = {
+    "gaps": "How far each policy stays below the best possible revenue, by the number of GPUs. Full symbols: "
+    "every GPU is simulated; open ones: counts by group; bars on the right: the limit.",
+    "paths": "One run's prefill queue of the first class in time, by the number of GPUs: per GPU, and as its "
+    "distance from the plan over the square root of n.",
+}
 
 PATH_POLICY = "gate_and_route"
 """Whose sample paths are shown."""
@@ -292,38 +301,48 @@ def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
 
 
 def draw(summary: dict[str, Any], looks: list[tuple[str, str]]) -> dict[str, Figure]:
-    """One figure: gaps against n under both schemes, and sample paths on both scales."""
-    figure = Figure(figsize=(9.0, 7.6), layout="constrained")
-    axes = figure.subplots(2, 2)
-    names = summary["effort"]["policies"]
-    for scheme, place in zip(SCHEMES, axes[0], strict=True):
-        for name, (colour, marker) in zip(names, looks, strict=False):
+    """Gaps against n under both schemes, and sample paths on both scales."""
+    return {"gaps": _gaps_figure(summary, looks), "paths": _paths_figure(summary, looks)}
+
+
+def _gaps_figure(summary: dict[str, Any], looks: list[tuple[str, str]]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    panels = figure.subplots(2, 1)
+    for scheme, place in zip(SCHEMES, panels, strict=True):
+        for name, (colour, marker) in zip(summary["effort"]["policies"], looks, strict=False):
             _draw_gaps(
                 place, [row for row in summary["gaps"] if row["policy"] == name], scheme, colour, marker
             )
         place.set_xscale("log")
         place.set_yscale("symlog", linthresh=1e-2)
         place.set_ylim(bottom=-1e-2)
+        place.xaxis.set_major_formatter(EngFormatter(sep=""))
+        place.yaxis.set_major_formatter("{x:g}")
         place.set_xlabel("GPUs in the cluster, n (right: infinity)")
         place.set_ylabel("below R*, %")
         place.set_title(f"Gap, {scheme} (95 % intervals)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _paths_figure(summary: dict[str, Any], looks: list[tuple[str, str]]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    fluid, diffusion = figure.subplots(2, 1)
     for path, (colour, _) in zip(summary["paths"], looks, strict=False):
         label = "fluid limit" if path["gpus"] is None else f"n = {path['gpus']:,}"
         style = {"color": "black" if path["gpus"] is None else colour, "label": label, "linewidth": 1.1}
-        axes[1, 0].plot(path["time"], path["fluid_scaled"][0], **style)
+        fluid.plot(path["time"], path["fluid_scaled"][0], **style)
         if path["diffusion_scaled"] is not None:
             late = [k for k, time in enumerate(path["time"]) if time > summary["effort"]["warmup"]]
             queue = path["diffusion_scaled"][0]
-            axes[1, 1].plot([path["time"][k] for k in late], [queue[k] for k in late], **style)
-    axes[1, 0].set_ylabel("Q_p / n, requests per GPU")
-    axes[1, 0].set_title(f"{PATH_POLICY}, first class, fluid scale")
-    axes[1, 1].set_ylabel("(Q_p - n q_p*) / sqrt(n)")
-    axes[1, 1].set_title("the same, diffusion scale")
-    for place in axes[1]:
-        place.set_xlabel("time, s")
-        place.legend(frameon=True, framealpha=0.9, edgecolor="none")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return {"asymptotics": figure}
+            diffusion.plot([path["time"][k] for k in late], [queue[k] for k in late], **style)
+    fluid.set_ylabel("Q_p / n, requests per GPU")
+    fluid.set_title(f"{PATH_POLICY}, first class, fluid scale")
+    diffusion.set_ylabel("(Q_p - n q_p*) / sqrt(n)")
+    diffusion.set_title("the same, diffusion scale")
+    diffusion.set_xlabel("time, s")
+    figure.legend(*fluid.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
 
 
 def _draw_gaps(axes: Any, rows: list[dict[str, Any]], scheme: str, colour: str, marker: str) -> None:

@@ -5,20 +5,33 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
+import inspect
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
 from ._instance import Instance
+from ._instance_file import instance_to_toml
 from ._presets import bundled_folder
 from ._progress import progress_bars
-from ._summary import environment_dict, instance_dict, write_json
+from ._report_page import write_page
+from ._stored_summary import write_summary
+from ._study_report import study_html
+from ._summary import environment_dict, instance_dict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUMMARY_FILE = "experiment.json"
+
+FIELDS = ("experiment", "command", "quick", "seed", "instance", "environment", "finished", "seconds")
+"""What the summary of every study holds, whatever it found."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,8 @@ class Experiment:
     - `table(summary)`: headings and rows for a person;
     - `datasets(summary)`: the data of its figures by name, labelled, with units;
     - `draw(summary, looks)`: its figures by name; `looks` are colours and markers.
+
+    `CAPTIONS`, a sentence for each figure, may be there too. Its docstring stands in its report.
     """
 
     name: str
@@ -45,48 +60,84 @@ class Experiment:
         """What it is about, in a line."""
         return self.module.TITLE
 
-    def run(self, instance: Instance, out: Path, *, quick: bool, seed: int) -> dict[str, Any]:
-        """Run it and write its summary, table and figure into a folder.
+    @property
+    def paper(self) -> str:
+        """Which figures of [Lin26] it is about; empty for none."""
+        return self.module.PAPER
+
+    @property
+    def description(self) -> list[str]:
+        """What it does, in paragraphs."""
+        paragraphs = (inspect.getdoc(self.module) or "").replace("`", "").split("\n\n")
+        return [" ".join(paragraph.split()) for paragraph in paragraphs]
+
+    @property
+    def captions(self) -> Mapping[str, str]:
+        """Sentences below its figures, by name."""
+        return getattr(self.module, "CAPTIONS", {})
+
+    def run(
+        self, instance: Instance, out: Path, *, quick: bool, seed: int, command: str = "jaxq experiment"
+    ) -> dict[str, Any]:
+        """Run it and write its summary, table, figures with their data, and report into a folder.
 
         Replications are kept in `out`/kept as they finish: an interrupted experiment goes on from there.
 
+        **Arguments:** `command`: the command line that repeats it.
+
         **Raises:** as `simulate`.
         """
+        started = time.perf_counter()
         with progress_bars(self.module.piece_count(instance, quick)) as bars:
             found = self.module.run(instance, quick=quick, seed=seed, kept=out / "kept", bars=bars)
         summary = {
             "experiment": self.name,
+            "command": command,
             "quick": quick,
             "seed": seed,
             "instance": instance_dict(instance),
             "environment": environment_dict(),
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "seconds": time.perf_counter() - started,
             **found,
         }
-        write_json(summary, out / SUMMARY_FILE)
+        stored = write_summary(summary, out / SUMMARY_FILE)
+        (out / "instance.toml").write_text(instance_to_toml(instance), encoding="utf-8")
         self._write_table(summary, out / "table.csv")
         for name, data in self.module.datasets(summary).items():
             data.to_netcdf(out / f"{name}.nc", engine="netcdf4")
             data.to_dataframe().reset_index().to_csv(out / f"{name}.csv", index=False)
-        self._write_figures(summary, out)
+        self.write_report(stored, out)
         return summary
 
-    def table(self, summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    def answer(self, summary: Mapping[str, Any]) -> str:
+        """What was found, in a sentence."""
+        return self.module.answer(summary)
+
+    def table(self, summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headings and rows for a person."""
         return self.module.table(summary)
 
-    def _write_table(self, summary: dict[str, Any], file: Path) -> None:
+    def figures(self, summary: Mapping[str, Any]) -> dict[str, Figure]:
+        """Its figures by name."""
+        import matplotlib
+
+        from ._figures import COLOURS, MARKERS, STYLE
+
+        with matplotlib.rc_context(STYLE):
+            return self.module.draw(summary, list(zip(COLOURS, MARKERS, strict=True)))
+
+    def write_report(self, summary: Mapping[str, Any], folder: Path) -> Path:
+        """Draw the figures of a stored summary and write the report beside them; returns where it is."""
+        from ._figures import save_figures
+
+        figures = save_figures(self.figures(summary), folder)
+        return write_page(study_html(self, summary, figures), folder)
+
+    def _write_table(self, summary: Mapping[str, Any], file: Path) -> None:
         head, rows = self.table(summary)
         with open(file, "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([head, *rows])
-
-    def _write_figures(self, summary: dict[str, Any], out: Path) -> None:
-        import matplotlib
-
-        from ._figures import COLOURS, MARKERS, STYLE, save_figures
-
-        with matplotlib.rc_context(STYLE):
-            figures = self.module.draw(summary, list(zip(COLOURS, MARKERS, strict=True)))
-        save_figures(figures, out)
 
 
 @functools.cache

@@ -37,6 +37,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "figure.constrained_layout.h_pad": 0.09,
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxq",
 }
@@ -138,7 +139,8 @@ def _revenue(summary: Summary) -> Figure:
         )
     best = records[0]["bound"][scheme]
     axes.axvline(best, color="black", linewidth=1, linestyle="--")
-    axes.text(best, len(records) - 0.35, f"best possible {best:.1f} ", ha="right", va="center")
+    where = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    axes.annotate(f"best possible {best:.1f}", (best, len(records) - 0.35), **where)
     axes.set_yticks(range(len(records)), [label_text(record["policy"]) for record in records])
     axes.set_ylim(-0.6, len(records))
     axes.set_xlabel(f"{scheme} revenue per GPU and second")
@@ -206,7 +208,7 @@ def _sample_path(summary: Summary) -> Figure:
 def _learned(summary: Summary) -> Figure:
     """What a tuned policy does: which class starts by the two queues, when none does, where requests go."""
     portrait = summary["portrait"]
-    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 7.8), layout="constrained")
     choice, none, routes = figure.subplots(3, 1, height_ratios=(2.2, 1.0, 1.0))
     if len(portrait["shown"]) == 2:
         _draw_choice(choice, portrait)
@@ -228,7 +230,7 @@ def _learned(summary: Summary) -> Figure:
     routes.set_yticks(rows, [label_text(name) for name in portrait["classes"]])
     routes.set_ylim(len(rows) - 0.4, -0.6)
     routes.grid(visible=False)
-    routes.set_title("where requests decode, with room everywhere")
+    routes.set_title("where requests decode (room everywhere)")
     routes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=1)
     return figure
 
@@ -249,10 +251,10 @@ def _draw_choice(axes: Axes, portrait: Mapping[str, Any]) -> None:
         Patch(color=_class_colour(i), label=name) for i, name in zip((first, second), names, strict=True)
     ]
     handles += axes.get_legend_handles_labels()[0]
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.1), ncols=3, borderpad=0)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.14), ncols=1)
     axes.set_xlabel(f"{names[0]}, waiting for prefill")
     axes.set_ylabel(f"{names[1]}, waiting")
-    axes.set_title(f"which class starts next, {portrait['gpus']} GPUs (pale: either)")
+    axes.set_title("which class starts next (pale: either)")
 
 
 def _looks(summary: Summary) -> Iterable[tuple[str, str, str]]:

@@ -16,7 +16,6 @@ import numpy as np
 from ._compile_ahead import compiling_ahead
 from ._engine.cluster import ClusterEngine
 from ._experiment_rows import measured
-from ._figures import draw_figures, save_figures
 from ._instance import Instance
 from ._instance_file import instance_to_toml
 from ._memory import check_memory
@@ -25,9 +24,10 @@ from ._policy.base import Policy
 from ._policy.presets import PRESETS, TABLE
 from ._portrait import portrait
 from ._progress import ProgressBars
-from ._report import report_html
+from ._report import RUN_FILE, write_report
 from ._result import QUANTITIES, Result
-from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict, write_json
+from ._stored_summary import write_summary
+from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict
 
 DEFAULT_POLICIES = tuple(PRESETS)
 """The policies that are measured."""
@@ -37,9 +37,6 @@ BASELINE = "sarathi"
 
 TUNED = "tuned"
 """The name of a tuned policy among the presets."""
-
-MARKER = "run.json"
-"""The file that every output of the main job holds."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +164,14 @@ def run_main_job(
 
 
 def write_main_job(job: MainJob, folder: Path) -> None:
-    """Write report.html, figures (SVG, PNG), results (netCDF and one CSV), the instance and run.json."""
-    figures = draw_figures(job.summary)
-    (folder / "figures").mkdir()
-    texts = save_figures(figures, folder / "figures")
+    """Write run.json, results (netCDF and one CSV), the instance, figures (SVG, PNG) and report.html."""
+    summary = write_summary(job.summary, folder / RUN_FILE)
     (folder / "results").mkdir()
     for (name, n_gpus), result in job.results.items():
         result.save(folder / "results" / f"{name}_n{n_gpus}.nc")
     _write_table(job.summary, folder / "results.csv")
     (folder / "instance.toml").write_text(instance_to_toml(job.instance), encoding="utf-8")
-    (folder / "report.html").write_text(report_html(job.summary, texts), encoding="utf-8")
-    write_json(job.summary, folder / MARKER)
+    write_report(summary, folder)
 
 
 def _compile_all(engine: ClusterEngine, instance: Instance, policy: Policy, sizes: Sequence[Size]) -> None:

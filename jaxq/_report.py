@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from . import _report_page as page
+from ._figures import draw_figures, save_figures
+from ._report_sections import Summary, cluster_and_requests, how_to_repeat, source
 
-Summary = Mapping[str, Any]
+RUN_FILE = "run.json"
+"""The file that every output of the main job holds: the summary."""
+
+FIELDS = (
+    "command", "seed", "effort", "instance", "plan", "policies", "records", "baseline", "comparisons",
+    "sample_paths", "portrait", "environment", "finished", "seconds",
+)  # fmt: skip
+"""What the report is made of."""
 
 PLAIN_WORDS = {
     "gate_and_route": "A fixed share of the GPUs reads prompts, always for the class that is furthest behind "
@@ -24,6 +34,13 @@ PLAIN_WORDS = {
     "tuned": "Found by gradient on the simulator (jaxq tune), for this cluster and workload.",
 }
 """What each policy does, for someone who schedules a cluster."""
+
+
+def write_report(summary: Summary, folder: Path) -> Path:
+    """Draw the figures of a stored summary and write the report beside it; returns where it is."""
+    (folder / "figures").mkdir(exist_ok=True)
+    figures = save_figures(draw_figures(summary), folder / "figures")
+    return page.write_page(report_html(summary, figures), folder)
 
 
 def report_html(summary: Summary, figures: Mapping[str, str]) -> str:
@@ -74,44 +91,11 @@ def _answer(summary: Summary) -> list[str]:
 
 def _asked(summary: Summary) -> list[str]:
     """What was asked: the cluster, the requests, the prices, and what was simulated."""
-    instance, effort = summary["instance"], summary["effort"]
-    hardware, pricing = instance["hardware"], instance["pricing"]
-    paid = (
-        "prompt and answer are paid when a request completes (bundled)"
-        if pricing["scheme"] == "bundled"
-        else "a prompt is paid when it has been read, an answer when it is complete (separate)"
-    )
+    effort = summary["effort"]
     sizes = ", ".join(f"{size['n_gpus']} GPUs ({size['replications']} times)" for size in effort["sizes"])
-    rows = [
-        (
-            request["name"],
-            f"{request['prompt_tokens']:g}",
-            f"{request['output_tokens']:g}",
-            f"{request['arrival_rate']:g}",
-            _patience(request["patience_rate"]),
-        )
-        for request in instance["classes"]
-    ]
     return [
         page.heading("What was asked"),
-        page.paragraph(
-            f"A GPU serves up to {hardware['batch_size']} requests at once. An iteration takes "
-            f"{1000 * hardware['solo_iteration_time']:.4g} ms and gives each running answer one token; "
-            f"while the GPU also reads a prompt, {hardware['chunk_size']} tokens at a time, it takes "
-            f"{1000 * hardware['mixed_iteration_time']:.4g} ms, so that reading slows the answers beside "
-            f"it down. A prompt token costs {pricing['prefill']:g}, an answer's token "
-            f"{pricing['decode']:g}; {paid}."
-        ),
-        page.table(
-            (
-                "class of requests",
-                "prompt, tokens",
-                "answer, tokens",
-                "arrivals per GPU and second",
-                "gives up waiting after",
-            ),
-            rows,
-        ),
+        *cluster_and_requests(summary["instance"]),
         page.paragraph(
             f"Simulated: {sizes}; each time {effort['horizon']:g} s from an empty cluster, of which the "
             f"first {effort['warmup']:g} s are discarded. Every policy met the same arrivals.",
@@ -367,37 +351,15 @@ def _limits(summary: Summary) -> list[str]:
 
 def _reproduce(summary: Summary) -> list[str]:
     """How to get the same numbers again."""
-    environment, instance = summary["environment"], summary["instance"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    kinds = [f"{device['platform']} ({device['kind']})" for device in environment["devices"]]
-    devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     engines = dict.fromkeys(record["engine"] for record in summary["records"])
+    beside = (
+        "run.json (everything), results.csv (every estimate, one a line), results/ (every run, netCDF), "
+        "figures/ (SVG and PNG)"
+    )
     return [
-        page.heading("How to get these numbers again"),
-        page.code(summary["command"]),
-        page.bullets(
-            (
-                f"Seed {summary['seed']}: the same seed gives the same numbers on any number of devices of "
-                "one kind.",
-                f"Instance {instance['name']}, fingerprint {instance['fingerprint']} (instance.toml beside "
-                "this page).",
-                f"Devices: {devices}; {environment['machine']}, {environment['cores']} cores.",
-                f"Versions: {versions}.",
-                f"Took {summary['seconds']:.0f} s, compilation included; finished {summary['finished']}.",
-            )
-        ),
-        page.paragraph(
-            "Beside this page: run.json (everything), results.csv (every estimate, one a line), results/ "
-            "(every run, netCDF), figures/ (SVG and PNG).",
-            "quiet",
-        ),
+        *how_to_repeat(summary, beside),
         page.folded("Engines", page.bullets(engines)),
-        page.paragraph(
-            "Model: R. Lin, Z. Ding, Z. Han, J. Zhang, Large-Scale LLM Inference with Heterogeneous "
-            "Workloads: Prefill-Decode Contention and Asymptotically Optimal Control, arXiv:2602.02987 "
-            "(2026).",
-            "quiet",
-        ),
+        source(),
     ]
 
 
@@ -441,10 +403,6 @@ def _verdict(difference: Mapping[str, Any], baseline: str) -> str:
 
 def _gap_words(record: Mapping[str, Any]) -> str:
     return f"{_percent(record['gap'])} below"
-
-
-def _patience(rate: float) -> str:
-    return f"{1 / rate:.4g} s on average" if rate > 0 else "never"
 
 
 def _interval(estimate: Mapping[str, Any]) -> str:

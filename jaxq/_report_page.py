@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
+
+from ._output import write_file, writing
+
+REPORT_FILE = "report.html"
 
 STYLE = """
 :root { color-scheme: light; }
@@ -24,7 +31,10 @@ p { margin: .5rem 0; }
 .note { background: #fff7e6; border-left: 4px solid #b26a00; padding: .6rem 1rem; max-width: 50rem; }
 .quiet { color: #4d4d4d; font-size: .93rem; }
 .pair { display: grid; gap: 1.5rem; grid-template-columns: minmax(0, 1fr); }
-figure { margin: 1rem 0; max-width: 620px; }
+.gallery { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
+.gallery figure { flex: 1 1 30rem; min-width: min(30rem, 100%); }
+figure { margin: 1rem 0; }
+.drawing { overflow-x: auto; }
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: .93rem; color: #333; margin-top: .4rem; }
 .table { overflow-x: auto; margin: .8rem 0; }
@@ -35,13 +45,27 @@ th, td {
 td { white-space: nowrap; }
 th { border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; min-width: 5.5rem; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td.text { min-width: 17rem; white-space: normal; }
+td.long { min-width: 17rem; white-space: normal; }
 tr.best td { background: #eef7ee; }
 code, pre { font: .88rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; }
 summary { cursor: pointer; margin: .6rem 0; }
+@media (max-width: 600px) {
+  th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; }
+}
 @media (min-width: 1000px) { .pair { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); } }
 """
+
+
+LONG = 30
+"""Characters of a text in a table above which it is folded."""
+
+LEGIBLE = 7.0
+"""Pixels of the smallest text of a figure; a figure that would be narrower than that takes is scrolled."""
+
+_WIDTH = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
+
+_TEXT_SIZE = re.compile(r"font(?:-size)?: (?:[a-z]+ )*([\d.]+)px")
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -53,6 +77,13 @@ def page(title: str, body: Iterable[str]) -> str:
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def write_page(html: str, folder: Path) -> Path:
+    """Write a page into a folder, whole or not at all; returns where it is."""
+    with writing(folder / REPORT_FILE):
+        write_file(folder / REPORT_FILE, html.encode())
+    return folder / REPORT_FILE
 
 
 def heading(text: str, level: int = 2) -> str:
@@ -88,12 +119,11 @@ def table(
     best: int | None = None,
 ) -> str:
     """A table; numbers stand right, the first column and those in `texts` left; row `best` is marked."""
-    texts = set(texts)
+    kinds = {k: "text long" if any(len(row[k]) > LONG for row in rows) else "text" for k in texts}
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{_class('text' if k in texts else '')}>{escape(cell)}</{tag}>"
-            for k, cell in enumerate(row)
+            f"<{tag}{_class(kinds.get(k, ''))}>{escape(cell)}</{tag}>" for k, cell in enumerate(row)
         )
 
     body = "".join(
@@ -104,9 +134,18 @@ def table(
 
 
 def figure(svg: str, name: str, caption: str) -> str:
-    """A figure; `svg` is trusted markup, `name` what a reader who cannot see it is told."""
-    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
-    return f"<figure>{labelled}<figcaption>{escape(caption)}</figcaption></figure>"
+    """A figure; `svg` is trusted markup, `name` what a reader who cannot see it is told.
+
+    It is shown up to a quarter larger than drawn, and no smaller than its texts are legible.
+    """
+    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" {_least_width(svg)}', 1)
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure{_most_width(svg)}><div class="drawing">{labelled}</div>{below}</figure>'
+
+
+def gallery(figures: Iterable[str]) -> str:
+    """Figures beside each other, as many as there is room for."""
+    return f'<div class="gallery">{"".join(figures)}</div>'
 
 
 def side_by_side(*elements: str) -> str:
@@ -117,6 +156,20 @@ def side_by_side(*elements: str) -> str:
 def folded(title: str, *elements: str) -> str:
     """Elements that open on a click."""
     return f"<details><summary>{escape(title)}</summary>{''.join(elements)}</details>"
+
+
+def _least_width(svg: str) -> str:
+    """The style below which texts of a drawing are too small to be read; none where sizes are not told."""
+    width, sizes = _WIDTH.search(svg), [float(size) for size in _TEXT_SIZE.findall(svg)]
+    if width is None or not sizes:
+        return ""
+    return f'style="min-width: {math.ceil(float(width[1]) * LEGIBLE / min(sizes))}px" '
+
+
+def _most_width(svg: str) -> str:
+    """The style that keeps a drawing from being blown up: 1.24 times its size, 96 pixels an inch."""
+    width = _WIDTH.search(svg)
+    return "" if width is None else f' style="max-width: {float(width[1]) * 96 / 72 * 1.24:.0f}px"'
 
 
 def _class(name: str) -> str:

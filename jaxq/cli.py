@@ -22,6 +22,7 @@ from ._cli.experiment import experiment
 from ._cli.info import info
 from ._cli.kept import ls, show
 from ._cli.plan import plan
+from ._cli.report import report
 from ._cli.run import run
 from ._cli.simulate import simulate
 from ._cli.sweep import sweep
@@ -60,6 +61,7 @@ for command in (
     tune,
     experiment,
     plan,
+    report,
     ls,
     show,
     calibrate,

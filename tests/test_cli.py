@@ -20,7 +20,18 @@ pytestmark = pytest.mark.usefixtures("workplace")
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "experiments" / "instances" / "a100_qwen8b_two_class.toml"
-COMMANDS = ("run", "simulate", "tune", "plan", "calibrate", "presets", "policies", "info", "benchmark")
+COMMANDS = (
+    "run",
+    "report",
+    "simulate",
+    "tune",
+    "plan",
+    "calibrate",
+    "presets",
+    "policies",
+    "info",
+    "benchmark",
+)
 SMALL = ("--gpus", "3", "--replications", "4", "--horizon", "60", "--warmup", "20")
 
 GOOD = """

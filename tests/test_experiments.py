@@ -73,8 +73,11 @@ def test_the_asymptotic_study_from_the_command_line(jaxq, workplace, small_study
     assert bundled["fixed"] is not None and bundled["fixed"]["limit"]["half_width"] == 0.0
     assert [path["gpus"] for path in summary["paths"]] == [10, 2000, None]
     files = sorted(path.name for path in (workplace / "study").iterdir())
-    data = ["gaps.csv", "gaps.nc", "kept", "paths.csv", "paths.nc", "table.csv"]
-    assert files == ["asymptotics.png", "asymptotics.svg", "experiment.json", *data]
+    drawn = [f"{name}.{kind}" for name in ("gaps", "paths") for kind in ("csv", "nc", "png", "svg")]
+    others = ["experiment.json", "instance.toml", "kept", "report.html", "table.csv"]
+    assert files == sorted([*drawn, *others])
+    assert summary["report"] == "study/report.html"
+    assert summary["command"] == "jaxq experiment asymptotics --quick --seed 0 --out study"
     with xr.open_dataset("study/gaps.nc") as gaps:
         assert gaps.gap_bundled.values.tolist() == [row["gap_bundled"]["mean"] for row in summary["gaps"]]
     with open("study/table.csv", newline="") as stream:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .environment import configure_jax
-from .options import Json, OptionalInstanceFile, Seed, check_seed, print_json, read_instance
+from .options import Json, OptionalInstanceFile, Seed, check_seed, command_line, print_json, read_instance
 
 
 def experiment(
@@ -24,10 +24,10 @@ def experiment(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run a study that comes with jaxq: figure (SVG, PNG), table (CSV) and everything in experiment.json.
+    """Run a study that comes with jaxq: report.html, figures with their data, and a table.
 
-    Replications are kept in DIR/kept as they finish; after an interruption, the same command goes on from
-    there.
+    Everything is in experiment.json. Replications are kept in DIR/kept as they finish; after an interruption,
+    the same command goes on from there.
 
     \b
     Examples:
@@ -37,6 +37,7 @@ def experiment(
     """
     from .. import _experiments
     from .._output import writable_folder, writing
+    from .._report_page import REPORT_FILE
     from .tables import print_table, print_text
 
     check_seed(seed)
@@ -51,15 +52,18 @@ def experiment(
     chosen = [_experiments.experiment(each) for each in names]
     instance = read_instance(file)
     configure_jax()
-    summaries = []
+    reports = []
     for study in chosen:
         folder = (Path("jaxq-experiments") / study.name) if out is None else out
         folder = folder / study.name if out is not None and len(chosen) > 1 else folder
         writable_folder(folder)
+        command = command_line(["experiment", study.name], file, quick, seed=seed, out=folder)
         with writing(folder):
-            summaries.append(study.run(instance, folder, quick=quick, seed=seed))
+            summary = study.run(instance, folder, quick=quick, seed=seed, command=command)
+        reports.append({"report": str(folder / REPORT_FILE), **summary})
         if not json:
-            print_table(*study.table(summaries[-1]), title=study.title)
-            print_text(f"Figure, table and numbers: {folder}")
+            print_table(*study.table(summary), title=study.title)
+            print_text(study.answer(summary))
+            print_text(f"Report: {folder / REPORT_FILE}")
     if json:
-        print_json({"experiments": summaries} if name == "all" else summaries[0])
+        print_json({"experiments": reports} if name == "all" else reports[0])

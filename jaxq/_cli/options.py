@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,6 +117,14 @@ def check_seed(seed: int, field_name: FieldName = option_name) -> None:
     """Refuse a seed out of range."""
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f"{field_name('seed')}: expected a whole number from 0 to {MAX_SEED}, got {seed}")
+
+
+def command_line(
+    command: Sequence[str], file: Path | None, quick: bool, *more: object, seed: int, out: Path
+) -> str:
+    """The line that repeats a command with the options that all long ones have, and some `more`."""
+    words = ["jaxq", *command, *([] if file is None else [str(file)]), *(["--quick"] if quick else [])]
+    return shlex.join([*words, *map(str, more), "--seed", str(seed), "--out", str(out)])
 
 
 def print_json(value: Any) -> None:

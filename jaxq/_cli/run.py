@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 
 from .._errors import InputError, SimulationError
 from .environment import configure_jax
-from .options import Json, OptionalInstanceFile, Seed, check_seed, print_json, read_instance
+from .options import Json, OptionalInstanceFile, Seed, check_seed, command_line, print_json, read_instance
 
 
 def run(
@@ -59,12 +58,16 @@ def run(
     from .._policy.load import load_policy
     from .._policy.shipped import shipped_policy
     from .._progress import progress_bars
+    from .._report import RUN_FILE
+    from .._report_page import REPORT_FILE
 
     effort = main_job.QUICK if quick else main_job.FULL
-    policies, command = main_job.DEFAULT_POLICIES, _command(file, quick, tuned, out, seed)
+    policies = main_job.DEFAULT_POLICIES
+    options = () if tuned is None else ("--tuned", tuned)
+    command = command_line(["run"], file, quick, *options, seed=seed, out=out)
     extra = shipped_policy(instance) if tuned is None else load_policy(str(tuned), instance)
     count = len(policies) + (extra is not None)
-    with staged_folder(out, main_job.MARKER) as folder:
+    with staged_folder(out, RUN_FILE) as folder:
         kept = folder.parent / f"{os.path.basename(os.path.realpath(out))}.part"
         with progress_bars(count * len(effort.sizes)) as bars:
             job = main_job.run_main_job(
@@ -79,13 +82,6 @@ def run(
             ) from None
     shutil.rmtree(kept)
     if json:
-        print_json({"report": str(out / "report.html"), **job.summary})
+        print_json({"report": str(out / REPORT_FILE), **job.summary})
     else:
-        typer.echo(f"Report: {out / 'report.html'}")
-
-
-def _command(file: Path | None, quick: bool, tuned: Path | None, out: Path, seed: int) -> str:
-    """The command line that repeats a run."""
-    words = ["jaxq", "run", *([] if file is None else [str(file)]), *(["--quick"] if quick else [])]
-    words += [] if tuned is None else ["--tuned", str(tuned)]
-    return shlex.join([*words, "--seed", str(seed), "--out", str(out)])
+        typer.echo(f"Report: {out / REPORT_FILE}")

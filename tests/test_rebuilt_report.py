@@ -1,0 +1,106 @@
+"""`jaxq report`: the report of a run or a study again, from its summary alone; damage is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from html import unescape
+
+import pytest
+
+from jaxq._experiments import SUMMARY_FILE, experiment
+from jaxq._report import RUN_FILE
+from jaxq._stored_summary import DIGEST
+
+from .summaries import study_summary, written_run, written_study
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """The folders of a run and of a study."""
+    folders = {}
+    for name, write in (("run", written_run), ("study", written_study)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        write(folders[name])
+    return folders
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("kind", "summary_file"), [("run", RUN_FILE), ("study", SUMMARY_FILE)])
+def test_a_report_is_made_again_from_the_summary_alone(reports, kind, summary_file, tmp_path, jaxq):
+    before = contents(reports[kind])
+    (tmp_path / summary_file).write_bytes((reports[kind] / summary_file).read_bytes())
+    code, out, err = jaxq("report", tmp_path, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"report": str(tmp_path / "report.html")}
+    assert contents(tmp_path) == before
+    assert len(before) == {"run": 2 + 2 * 5, "study": 2 + 2 * 2}[kind]
+
+
+def test_a_study_says_what_was_asked_found_and_how_to_repeat_it(reports):
+    page = unescape((reports["study"] / "report.html").read_text())
+    summary, study = study_summary(), experiment("asymptotics")
+    assert f'<p class="lead">{study.answer(summary)}</p>' in page
+    assert page.count("<svg ") == 2 and all(caption in page for caption in study.captions.values())
+    assert all(f">{cell}<" in page for row in study.table(summary)[1] for cell in row if cell)
+    for expected in (
+        "serves up to 16 requests at once",
+        "quick version of the study",
+        "every GPU while that is affordable",
+        "(10, 128), (30, 64)",
+        "jaxq experiment asymptotics --quick --seed 0 --out jaxq-experiments/asymptotics",
+        f"jax {summary['environment']['versions']['jax']}",
+        summary["instance"]["fingerprint"],
+        "Took 321 s",
+        "arXiv:2602.02987",
+    ):
+        assert expected in page, expected
+    assert "http" not in page.replace("http://www.w3.org/", "") and "<script" not in page
+
+
+def without_records(text):
+    summary = json.loads(text)
+    del summary["records"]
+    return json.dumps(summary)
+
+
+def of_another_study(text):
+    """As a version of jaxq with one more study would write it."""
+    summary = json.loads(text) | {"experiment": "fig99"}
+    del summary[DIGEST]
+    content = json.dumps(summary, sort_keys=True, separators=(",", ":"))
+    return json.dumps(summary | {DIGEST: hashlib.sha256(content.encode()).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "expected"),
+    [
+        ("run", lambda text: text[: len(text) // 2], "run.json: damaged, not JSON"),
+        ("run", lambda text: "[]", "run.json: expected an object"),
+        ("run", without_records, "run.json: field records is missing"),
+        ("run", lambda text: text.replace('"seed": 0', '"seed": 1'), "run.json: damaged or changed"),
+        ("run", lambda text: text.replace('"gpus": 50,', '"gpus": 51,', 1), "run.json: damaged or changed"),
+        ("study", lambda text: "", "experiment.json: damaged, not JSON"),
+        ("study", lambda text: text.replace('"gaps"', '"gabs"'), "experiment.json: damaged or changed"),
+        ("study", of_another_study, "expected one of asymptotics"),
+    ],
+)
+def test_damage_is_named_and_nothing_is_written(reports, kind, damage, expected, tmp_path, jaxq):
+    file = {"run": RUN_FILE, "study": SUMMARY_FILE}[kind]
+    damaged = damage((reports[kind] / file).read_text())
+    (tmp_path / file).write_text(damaged)
+    code, out, err = jaxq("report", tmp_path)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and expected in err, err
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_a_folder_without_a_summary_is_refused(tmp_path, jaxq):
+    for folder, expected in (
+        (tmp_path / "none", "no such folder"),
+        (tmp_path, "holds neither run.json nor experiment.json"),
+    ):
+        code, out, err = jaxq("report", folder, "--json")
+        assert (code, out) == (2, "") and err.count("\n") == 1 and expected in err, err
