@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from ._service_level.limits import OccupancyLimit as OccupancyLimit
     from ._simulate import StatisticsWarning as StatisticsWarning
     from ._simulate import simulate as simulate
+    from ._sizing import Sizing as Sizing
+    from ._sizing import size_cluster as size_cluster
+    from ._sizing_target import AbandonmentTarget as AbandonmentTarget
+    from ._sizing_target import RevenueTarget as RevenueTarget
     from ._statistics import Estimate as Estimate
     from ._store.damaged import StoreWarning as StoreWarning
     from ._study import Study as Study
@@ -92,6 +96,8 @@ _HOMES = {
     "_service_level.levels": ("ServiceLevels",),
     "_service_level.limits": ("OccupancyLimit",),
     "_simulate": ("StatisticsWarning", "simulate"),
+    "_sizing": ("Sizing", "size_cluster"),
+    "_sizing_target": ("AbandonmentTarget", "RevenueTarget"),
     "_statistics": ("Estimate",),
     "_study": ("Study",),
     "_tiny.optimum": ("Optimum", "optimal_control"),

@@ -264,6 +264,10 @@ class LinearProgram:
             allowed=np.concatenate([self.allowed, np.ones(slack.shape[1], dtype=bool)]),
         )
 
+    def optimal_value(self) -> float:
+        """The largest value, in its own unit. **Raises:** `InfeasibleError`, `SolverError`."""
+        return self.standard.maximise().objective * self.value_scale
+
     def columns(self, weights: Float[np.ndarray, " variables"]) -> Float[np.ndarray, " columns"]:
         """A linear function of the variables as one of the standard form's columns."""
         return np.concatenate([weights * self.scale, np.zeros(int(self._inequality.sum()))])

@@ -270,7 +270,7 @@ def upper_bound(instance: Instance, scheme: str | None = None) -> float:
     """
     program = planning_program(instance, _checked_scheme(instance, scheme), growing_queues=True)
     try:
-        return program.standard.maximise().objective * program.value_scale
+        return program.optimal_value()
     except SolverError as error:
         raise PlanError(f"planning LP: the solver stopped: {error}") from None
 

@@ -62,7 +62,7 @@ class RunSetting:
         precision: Any,
     ) -> RunSetting:
         """Those of a call, checked."""
-        times = _times(horizon, warmup, engine.is_fluid)
+        times = checked_times(horizon, warmup, engine.is_fluid)
         first = checked_whole("first", first, 0)
         if engine.is_fluid:
             chance = {"n_gpus": n_gpus, "replications": replications, "key": key, "precision": precision}
@@ -118,7 +118,7 @@ class Budget:
         return "time_limit" if result.seconds >= self.seconds else None
 
 
-def _times(horizon: Any, warmup: Any, endless: bool) -> tuple[float, float]:
+def checked_times(horizon: Any, warmup: Any, endless: bool) -> tuple[float, float]:
     """Horizon and warm-up in s, when they leave something to measure; a horizon without end if allowed."""
     warmup = _number("warmup", warmup)
     if endless and isinstance(horizon, float) and horizon == math.inf:

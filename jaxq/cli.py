@@ -25,6 +25,7 @@ from ._cli.plan import plan
 from ._cli.report import report
 from ._cli.run import run
 from ._cli.simulate import simulate
+from ._cli.size import size
 from ._cli.sweep import sweep
 from ._cli.tune import tune
 from ._errors import InputError, SimulationError
@@ -58,6 +59,7 @@ for command in (
     simulate,
     sweep,
     batch,
+    size,
     tune,
     experiment,
     plan,

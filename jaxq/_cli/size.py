@@ -1,0 +1,240 @@
+"""`jaxq size`: the smallest number of GPUs that serves a load."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._errors import InputError
+from .._summary import write_json
+from .environment import configure_jax
+from .options import InstanceFile, Json, Seed, check_seed, print_json, read_instance, whole_numbers
+from .simulate import check_times
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._progress import ProgressBars
+    from .._sizing import Sizing, Tested
+    from .._sizing_target import AbstractTarget
+
+UNREACHED = 1
+"""Exit code when no size up to the largest one was shown to suffice."""
+
+SUMMARY, FIGURE, KEPT = "size.json", "sizing", "kept"
+
+Load = Annotated[
+    str,
+    typer.Option(
+        metavar="RATE[,RATE...]",
+        help="Requests per second of each class, in all: in the file's order, as in 25,100, or by name, as "
+        "in chat=25,code=100.",
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        metavar="revenue=S|abandonment=S",
+        help="What must hold in the long run: at least this share of the offered value is earned, or at "
+        "most this share of the requests abandons.",
+    ),
+]
+EachClass = Annotated[
+    bool, typer.Option("--each-class", help="With abandonment: the limit holds for each class on its own.")
+]
+PolicyName = Annotated[
+    str, typer.Option("--policy", metavar="NAME", help="See `jaxq policies`; or my_module:MyPolicy.")
+]
+Confidence = Annotated[float, typer.Option(help="Probability with which the answer holds, at least.")]
+MaxGpus = Annotated[
+    int | None,
+    typer.Option(help="Largest size to try.", show_default="four times the lower bound, and 16 more"),
+]
+Replications = Annotated[int, typer.Option(help="Replications of the first look at a size; then doubled.")]
+MaxReplications = Annotated[int, typer.Option(help="Replications of a size, at most.")]
+Horizon = Annotated[float, typer.Option(help="Simulated seconds, from an empty cluster.")]
+Warmup = Annotated[float, typer.Option(help="Seconds of them that are discarded.")]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for size.json, the figure, and replications as they finish; the same command goes on "
+        "from what it holds.",
+    ),
+]
+
+
+def size(
+    file: InstanceFile,
+    load: Load,
+    target: Target,
+    each_class: EachClass = False,
+    policy: PolicyName = "price_and_pack",
+    confidence: Confidence = 0.95,
+    max_gpus: MaxGpus = None,
+    replications: Replications = 64,
+    max_replications: MaxReplications = 1024,
+    horizon: Horizon = 600.0,
+    warmup: Warmup = 200.0,
+    seed: Seed = 0,
+    out: OutFolder = None,
+    json: Json = False,
+) -> None:
+    """Find the smallest number of GPUs that serves a load, with stated confidence.
+
+    Starts at the number below which no policy can reach the target (by the linear program), and simulates
+    sizes from there on until it knows which is the smallest that suffices. The file's arrival rates are not
+    used. Takes for granted that more GPUs never do worse. Exit code 1 when no size up to --max-gpus was shown
+    to suffice.
+
+    \b
+    Examples:
+      jaxq size cluster.toml --load 25,25 --target revenue=0.98
+      jaxq size cluster.toml --load chat=25,code=100 --target abandonment=0.02 --each-class
+      jaxq size cluster.toml --load 25,25 --target revenue=0.98 --policy sarathi --out sizes/sarathi
+    """
+    check_seed(seed)
+    check_times(horizon, warmup)
+    if not 0 < confidence < 1:
+        raise InputError(f"--confidence: expected a number above 0 and below 1, got {confidence:g}")
+    for number, option in ((replications, "--replications"), (max_gpus, "--max-gpus")):
+        whole_numbers(str(1 if number is None else number), option)
+    instance = read_instance(file)
+    configure_jax()
+    from .._output import writable_folder
+    from .._progress import progress_bars
+    from .._simulate import StatisticsWarning
+    from .._sizing import checked_load, size_cluster
+
+    asked = {"load": checked_load(instance, _rates(load), "--load"), "target": _target(target, each_class)}
+    if out is not None:
+        writable_folder(out)
+    with progress_bars(1) as bars, warnings.catch_warnings():
+        warnings.simplefilter("ignore", StatisticsWarning)
+        watch = _Watch(bars)
+        found = size_cluster(
+            instance,
+            policy,
+            **asked,
+            confidence=confidence,
+            max_gpus=max_gpus,
+            horizon=horizon,
+            warmup=warmup,
+            replications=replications,
+            max_replications=max_replications,
+            key=seed,
+            out=None if out is None else out / KEPT,
+            progress=watch.progress,
+            report=watch.report,
+        )
+        for line in found.cautions:
+            bars.note(f"jaxq: warning: {line}")
+    summary = {**found.to_dict(), "seed": seed, "horizon": horizon, "warmup": warmup}
+    if out is not None:
+        _write(summary, out)
+    if json:
+        print_json(summary)
+    else:
+        _print(found)
+    if found.most is None:
+        raise typer.Exit(UNREACHED)
+
+
+def _rates(text: str) -> dict[str, float] | list[float]:
+    """The rates in a text like `25,100` or `chat=25,code=100`. **Raises:** `InputError`."""
+    wanted = "expected rates as in 25,100, or all by name as in chat=25,code=100"
+    named, plain = {}, []
+    for part in text.split(","):
+        name, equals, rate = part.rpartition("=")
+        try:
+            number = float(rate)
+        except ValueError:
+            raise InputError(f"--load: {wanted}; got {part.strip()!r}") from None
+        name = name.strip()
+        if name in named:
+            raise InputError(f"--load: {wanted}; got {name!r} twice")
+        if equals:
+            named[name] = number
+        else:
+            plain.append(number)
+    if named and plain:
+        raise InputError(f"--load: {wanted}; got some of each in {text!r}")
+    return named or plain
+
+
+def _target(text: str, each_class: bool) -> AbstractTarget:
+    """The target in a text like `revenue=0.98`. **Raises:** `InputError`."""
+    from .._sizing_target import AbandonmentTarget, RevenueTarget
+
+    name, _, number = text.partition("=")
+    name = name.strip()
+    try:
+        share = float(number)
+    except ValueError:
+        share = None
+    if share is None or name not in (RevenueTarget.name, AbandonmentTarget.name):
+        raise InputError(
+            f"--target: expected revenue=SHARE or abandonment=SHARE, as in revenue=0.98; got {text!r}"
+        )
+    if each_class and name != AbandonmentTarget.name:
+        raise InputError("--each-class: expected only with --target abandonment=SHARE")
+    try:
+        return RevenueTarget(share) if name == RevenueTarget.name else AbandonmentTarget(share, each_class)
+    except InputError as error:
+        raise InputError(f"--target: {error}") from None
+
+
+class _Watch:
+    """Shows each size as a piece of work, with what every look at it says."""
+
+    def __init__(self, bars: ProgressBars):
+        self.bars = bars
+        self.n_gpus: int | None = None
+        self.show: Callable[[int, int], None] = lambda done, total: None
+
+    def progress(self, n_gpus: int, done: int, total: int) -> None:
+        if n_gpus != self.n_gpus:
+            self.n_gpus, self.show = n_gpus, self.bars.start(f"{n_gpus} GPUs")
+        self.show(done, total)
+
+    def report(self, tested: Tested) -> None:
+        self.bars.note(
+            f"{tested.n_gpus} GPUs, {tested.replications} replications: {percent(tested)} %, {tested.verdict}"
+        )
+
+
+def percent(tested: Tested) -> str:
+    """The measured share with its 95 % interval, in %; of each class where each has the limit."""
+    means, widths = 100 * tested.estimate.mean.ravel(), 100 * tested.estimate.half_width.ravel()
+    return ", ".join(f"{mean:.3f} ± {width:.3f}" for mean, width in zip(means, widths, strict=True))
+
+
+def _write(summary: dict[str, Any], folder: Path) -> None:
+    from .._figures import save_figures
+    from .._sizing_figure import sizing_figure
+
+    save_figures({FIGURE: sizing_figure(summary)}, folder)
+    write_json(summary, folder / SUMMARY)
+
+
+def _print(found: Sizing) -> None:
+    """The answer, and a table of the sizes that were tested."""
+    from .tables import print_table, print_text
+
+    print_text(found.answer)
+    headings = ("GPUs", f"{found.target.measure}, %", "best possible, %", "replications", "verdict")
+    rows = [
+        (str(t.n_gpus), percent(t), f"{100 * t.best:.3f}", str(t.replications), t.verdict)
+        for t in found.tested
+    ]
+    print_table(headings, rows, texts=("verdict",), title="Sizes that were tested, 95 % intervals")
+    if found.target.at_least and found.most is not None:
+        chosen = next(t for t in found.tested if t.n_gpus == found.most).share_of_best
+        print_text(
+            f"With {found.most} GPUs: {100 * chosen.mean:.2f} ± {100 * chosen.half_width:.2f} % of the most "
+            "that any policy can earn."
+        )
+    print_text(f"{found.engine_description}.")
