@@ -45,6 +45,13 @@ CAPTIONS = {
 PATH_POLICY = "gate_and_route"
 """Whose sample paths are shown."""
 
+LIMIT_PATHS = 256
+"""Paths of the diffusion limit, from which its mean and its band are taken."""
+
+FINE_FROM, PATH_FINENESS = 100_000, 4.0
+"""GPUs from which sample paths take shorter steps, and what the pooled engine's own step is divided by: its
+blocks of starts shift numbers by a part of n, which the square root of n would show."""
+
 AT_THE_OPTIMUM = 1e-4
 """A gap in the fluid limit below which it counts as none."""
 
@@ -54,6 +61,7 @@ class Effort:
     """How much is simulated.
 
     - `cluster`, `pooled`: (GPUs, replications) of each engine; `paths`: GPUs of the sample paths.
+    - `path_replications`: replications from which their mean and deviation are taken; one is drawn.
     - `horizon`, `warmup`: simulated seconds, and how many of them are discarded.
     - `fineness`: what the cluster engine's own step is divided by above `exact_below` GPUs.
     - `fit_from`: the smallest n that enters a fit.
@@ -68,6 +76,7 @@ class Effort:
     exact_below: int = 1_500
     fineness: float = 5.0
     fit_from: int = 30
+    path_replications: int = 16
 
 
 FULL = Effort(
@@ -127,6 +136,7 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
         "gaps": rows,
         "fits": list(_fits(rows, effort)),
         "paths": _paths(instance, effort, seed),
+        "fluctuations": list(_fluctuations(instance, effort)),
     }
 
 
@@ -198,41 +208,70 @@ def _fits(rows: list[dict[str, Any]], effort: Effort) -> Iterator[dict[str, Any]
 
 
 def _paths(instance: Instance, effort: Effort, seed: int) -> list[dict[str, Any]]:
-    """One replication's queues at several sizes and in the fluid limit, by window of time."""
+    """Queues at several sizes and in the limit, by window of time: one replication, and over all of them the
+    mean and the standard deviation of the diffusion-scaled queue after the warm-up."""
     policy, windows = PRESETS[PATH_POLICY](instance), 100
-    q_prefill = solve_plan(instance, "bundled").q_prefill
+    q_prefill, key = solve_plan(instance, "bundled").q_prefill[:, None], jax.random.key(seed)
+    times: dict[str, Any] = {"horizon": effort.horizon, "warmup": 0.0}
     found = []
     for n_gpus in effort.paths:
-        engine = ClusterEngine(Exact()) if n_gpus < effort.exact_below else PooledEngine()
-        record = engine.run(
+        record = _path_engine(instance, policy, n_gpus, effort).run(
             instance,
             policy,
             n_gpus=n_gpus,
-            horizon=effort.horizon,
-            warmup=0.0,
-            key=jax.random.key(seed),
-            replications=1,
+            key=key,
+            replications=effort.path_replications,
             n_windows=windows,
+            **times,
         )
-        queue = record.prefill_queue[..., 0] / record.durations[:, None]
-        found.append(
-            {
-                "gpus": n_gpus,
-                "time": (np.cumsum(record.durations) - record.durations / 2).tolist(),
-                "fluid_scaled": (queue / n_gpus).T.tolist(),
-                "diffusion_scaled": ((queue - n_gpus * q_prefill) / math.sqrt(n_gpus)).T.tolist(),
+        queue = record.prefill_queue / record.durations[:, None, None]
+        scaled = (queue - n_gpus * q_prefill) / math.sqrt(n_gpus)
+        found.append(_path(n_gpus, record.durations, queue[..., 0] / n_gpus, scaled, effort.warmup))
+    engine = FluidEngine(level="pooled")
+    record = engine.run(instance, policy, **times)
+    queue = record.prefill_queue[..., 0] / record.durations[:, None]
+    limit = engine.prefill_limit(instance, policy).queues(key, record.durations, LIMIT_PATHS)
+    return [*found, _path(None, record.durations, queue, limit, effort.warmup)]
+
+
+def _path_engine(instance: Instance, policy: Policy, n_gpus: int, effort: Effort) -> Any:
+    step = PooledEngine().step(instance, policy)
+    if n_gpus < effort.exact_below:
+        return ClusterEngine(Exact())
+    return PooledEngine() if n_gpus < FINE_FROM or step is None else PooledEngine(Leap(step / PATH_FINENESS))
+
+
+def _path(
+    n_gpus: int | None, durations: np.ndarray, queue: np.ndarray, scaled: np.ndarray, warmup: float
+) -> dict[str, Any]:
+    """What is kept of the paths at one size, windows first: one on the fluid scale, all on the other."""
+    time = np.cumsum(durations) - durations / 2
+    late = scaled[time > warmup]
+    return {
+        "gpus": n_gpus,
+        "time": time.tolist(),
+        "fluid_scaled": queue.T.tolist(),
+        "diffusion_scaled": scaled[..., 0].T.tolist(),
+        "diffusion_mean": late.mean(axis=(0, 2)).tolist(),
+        "diffusion_deviation": late.std(axis=(0, 2)).tolist(),
+        "diffusion_band": np.quantile(late, [0.025, 0.975], axis=(0, 2)).T.tolist(),
+    }
+
+
+def _fluctuations(instance: Instance, effort: Effort) -> Iterator[dict[str, Any]]:
+    """For each policy with a partition: whether its numbers fluctuate as a Gaussian process on the scale of
+    the square root of n, and with what standard deviation by stage and class."""
+    for name in effort.policies:
+        policy = PRESETS[name](instance)
+        if policy.partition is not None:
+            found = FluidEngine(level="pooled").fluctuations(instance, policy)
+            deviation = {stage: sd.tolist() for stage, sd in found.standard_deviation().items()}
+            yield {
+                "policy": name,
+                "gaussian": found.is_gaussian,
+                "asymmetry": found.asymmetry,
+                "standard_deviation": deviation if found.is_gaussian else None,
             }
-        )
-    record = FluidEngine(level="pooled").run(instance, policy, horizon=effort.horizon, warmup=0.0)
-    found.append(
-        {
-            "gpus": None,
-            "time": (np.cumsum(record.durations) - record.durations / 2).tolist(),
-            "fluid_scaled": (record.prefill_queue[..., 0] / record.durations[:, None]).T.tolist(),
-            "diffusion_scaled": None,
-        }
-    )
-    return found
 
 
 def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -286,14 +325,17 @@ def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
     for scheme in SCHEMES:
         name = f"gap_{scheme}"
         columns |= estimate_variables(name, ["simulation"], [row[name] for row in rows], "1", "1 - R / R*")
-    paths = [path for path in summary["paths"] if path["diffusion_scaled"] is not None]
+    paths = summary["paths"]
     scales = {"fluid_scaled": "requests per GPU", "diffusion_scaled": "requests per square root of n"}
-    drawn = {
+    drawn: dict[str, Any] = {
         scale: (("gpus", "class", "time"), [path[scale] for path in paths], {"units": unit})
         for scale, unit in scales.items()
     }
+    for name in ("diffusion_mean", "diffusion_deviation"):
+        units = {"units": scales["diffusion_scaled"], "long_name": "after the warm-up, over replications"}
+        drawn[name] = (("gpus", "class"), [path[name] for path in paths], units)
     coordinates = {
-        "gpus": [path["gpus"] for path in paths],
+        "gpus": [math.inf if path["gpus"] is None else path["gpus"] for path in paths],
         "class": [request["name"] for request in summary["instance"]["classes"]],
         "time": ("time", paths[0]["time"], {"units": "s"}),
     }
@@ -329,19 +371,24 @@ def _paths_figure(summary: dict[str, Any], looks: list[tuple[str, str]]) -> Figu
     figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
     fluid, diffusion = figure.subplots(2, 1)
     for path, (colour, _) in zip(summary["paths"], looks, strict=False):
-        label = "fluid limit" if path["gpus"] is None else f"n = {path['gpus']:,}"
-        style = {"color": "black" if path["gpus"] is None else colour, "label": label, "linewidth": 1.1}
-        fluid.plot(path["time"], path["fluid_scaled"][0], **style)
-        if path["diffusion_scaled"] is not None:
-            late = [k for k, time in enumerate(path["time"]) if time > summary["effort"]["warmup"]]
-            queue = path["diffusion_scaled"][0]
-            diffusion.plot([path["time"][k] for k in late], [queue[k] for k in late], **style)
+        at_infinity = path["gpus"] is None
+        style = {"color": "black" if at_infinity else colour, "linewidth": 1.1}
+        label = "limit" if at_infinity else f"n = {path['gpus']:,}"
+        fluid.plot(path["time"], path["fluid_scaled"][0], label=label, **style)
+        late = np.array(path["time"]) > summary["effort"]["warmup"]
+        time, queue = np.array(path["time"])[late], np.array(path["diffusion_scaled"][0])[late]
+        diffusion.plot(time, queue, label=f"{label}, a path" if at_infinity else label, **style)
+        if at_infinity:
+            band = {"color": "black", "alpha": 0.12, "linewidth": 0}
+            diffusion.fill_between(time, *path["diffusion_band"][0], label="limit, 95 %", **band)
+            mean = path["diffusion_mean"][0]
+            diffusion.axhline(mean, color="black", linestyle=":", label="limit, mean")
     fluid.set_ylabel("Q_p / n, requests per GPU")
     fluid.set_title(f"{PATH_POLICY}, first class, fluid scale")
     diffusion.set_ylabel("(Q_p - n q_p*) / sqrt(n)")
     diffusion.set_title("the same, diffusion scale")
     diffusion.set_xlabel("time, s")
-    figure.legend(*fluid.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*diffusion.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

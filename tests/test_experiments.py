@@ -72,6 +72,9 @@ def test_the_asymptotic_study_from_the_command_line(jaxq, workplace, small_study
     assert bundled["claim"].startswith("asymptotically optimal") and separate["claim"] == "none"
     assert bundled["fixed"] is not None and bundled["fixed"]["limit"]["half_width"] == 0.0
     assert [path["gpus"] for path in summary["paths"]] == [10, 2000, None]
+    assert len(summary["paths"][-1]["diffusion_scaled"][0]) == 100
+    (fluctuation,) = summary["fluctuations"]
+    assert not fluctuation["gaussian"] and fluctuation["standard_deviation"] is None
     files = sorted(path.name for path in (workplace / "study").iterdir())
     drawn = [f"{name}.{kind}" for name in ("gaps", "paths") for kind in ("csv", "nc", "png", "svg")]
     others = ["experiment.json", "instance.toml", "kept", "report.html", "table.csv"]
@@ -80,6 +83,9 @@ def test_the_asymptotic_study_from_the_command_line(jaxq, workplace, small_study
     assert summary["command"] == "jaxq experiment asymptotics --quick --seed 0 --out study"
     with xr.open_dataset("study/gaps.nc") as gaps:
         assert gaps.gap_bundled.values.tolist() == [row["gap_bundled"]["mean"] for row in summary["gaps"]]
+    with xr.open_dataset("study/paths.nc") as paths:
+        assert paths.gpus.values.tolist() == [10, 2000, np.inf]
+        assert paths.diffusion_deviation.sel(gpus=np.inf).values.min() > 0
     with open("study/table.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["scheme"] for row in rows] == ["bundled", "separate"]

@@ -10,9 +10,9 @@ import typer
 
 from .._errors import InputError
 from .._summary import write_json
+from .choices import check_times
 from .environment import configure_jax
 from .options import InstanceFile, Json, Seed, check_seed, print_json, read_instance, whole_numbers
-from .simulate import check_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable

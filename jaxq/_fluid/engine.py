@@ -19,8 +19,10 @@ from .._instance import Instance
 from .._policy.base import Policy
 from .._pricing import SCHEMES
 from .configuration_model import ConfigurationModel
+from .fluctuation import Fluctuations, fluctuations
 from .model import AbstractFluidModel, Rates, Stages
 from .pooled_model import PooledModel
+from .prefill_limit import PrefillLimit
 from .solve import Progress, path, steady_state
 
 LEVELS = ("configuration", "pooled")
@@ -147,6 +149,33 @@ class FluidEngine(eqx.Module):
 
             value, slopes = jax.value_and_grad(revenue)(numbers)
             return float(value), jax.tree.map(np.asarray, eqx.combine(slopes, rest))
+
+    def fluctuations(self, instance: Instance, policy: Policy) -> Fluctuations:
+        """What n GPUs fluctuate about the steady state, in units of the square root of n, as n grows.
+
+        For the pooled level. `Fluctuations.is_gaussian` says whether that has a Gaussian limit.
+
+        **Raises:** as `run`; `InputError` for another level.
+        """
+        with double_precision():
+            return fluctuations(self._pooled(instance, policy), self.smoothing(True))
+
+    def prefill_limit(self, instance: Instance, policy: Policy) -> PrefillLimit:
+        """What the prefill stage of n GPUs does about the steady state, in units of the square root of n, as
+        n grows: also where that is no Gaussian process.
+
+        For the pooled level and the occupancy gate.
+
+        **Raises:** as `run`; `InputError` for another level or gate.
+        """
+        with double_precision():
+            model = self._pooled(instance, policy)
+            return PrefillLimit.of(model, steady_state(model, self.smoothing(True)))
+
+    def _pooled(self, instance: Instance, policy: Policy) -> PooledModel:
+        if self.level != "pooled":
+            raise InputError(f"level: expected pooled, whose jumps are known, got {self.level!r}")
+        return PooledModel.of(instance, policy)
 
     def block_size(self, instance: Instance, policy: Policy, n_gpus: None, replications: int) -> int:
         """Replications that it simulates at a time: one, there being no chance."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .._instance import Instance
@@ -11,6 +15,7 @@ from .._policy.base import AbstractGate, AbstractRouter, Observation, Policy, Po
 from .._pooled.pools import check_pooled
 from .choices import CLUSTER, admission_chances, pool_chances, seen_cluster, start_chances, there
 from .model import AbstractFluidModel, Rates, Stages, Width, lowered
+from .transitions import Jumps, Outcomes, Transitions
 
 
 class PooledState(eqx.Module):
@@ -96,46 +101,79 @@ class PooledModel(AbstractFluidModel):
         return seen_cluster(stages, state.decode_queue, self.mixed_share, idle, rows)
 
     def drift(self, state: PooledState, width: Width) -> PooledState:
-        rates, seen = self.rates, self.observe(state)
-        finished, solo_ends = rates.mu_prefill * state.prefills, rates.mu_solo * state.solo
-        busy = self.busy_share(state)
-        idle_ends = rates.mu_solo * (1 - busy) * state.mixed
-        mixed_ends = rates.mu_mixed * busy * state.mixed + idle_ends
-        started = self.started(state, seen, jnp.sum(finished) + jnp.sum(idle_ends), width)
-        available = jnp.stack(
+        return ravel_pytree(state)[1](self.transitions(state, width).drift())
+
+    def transitions(self, state: PooledState, width: Width) -> Transitions:
+        """Events, each with every outcome of the decisions that follow it, as in the exact chain."""
+        rates, busy, seen = self.rates, self.busy_share(state), self.observe(state)
+        prefill, mixed, solo, queue, *buffers = _units(state)
+        on_event, on_arrival = self.starts(state, seen, queue, prefill, width)
+        from_mixed, from_solo = (
+            self.admissions(state, seen, group, units, width)
+            for group, units in ((Pool.MIXED, mixed), (Pool.SOLO, solo))
+        )
+        of = Transitions.of
+        return Transitions.together(
             [
-                jnp.ones_like(width) if pool.is_buffer else there(self.room(state, pool), width)
-                for pool in self.router.pools
+                of(queue, rates.arrival, on_arrival),
+                of(-queue, rates.patience * state.prefill_queue),
+                *(
+                    of(-units, rates.patience * waiting)
+                    for units, waiting in zip(buffers, state.decode_queue, strict=True)
+                ),
+                *self.finished(state, seen, on_event, width),
+                of(-mixed, rates.mu_mixed * busy * state.mixed, from_mixed),
+                of(-mixed, rates.mu_solo * (1 - busy) * state.mixed, on_event.with_other(from_mixed)),
+                of(-solo, rates.mu_solo * state.solo, from_solo),
             ]
         )
-        sent = (pool_chances(self.router, seen, available, width) * finished[:, None]).T
-        entered = dict(zip(self.router.pools, sent, strict=True))
-        solo, mixed = (entered.get(pool, jnp.zeros_like(finished)) for pool in (Pool.SOLO, Pool.MIXED))
-        waiting = jnp.zeros_like(state.decode_queue)
-        if self.router.buffers:
-            present = there(state.decode_queue, width)
-            waiting = jnp.stack([entered[buffer] for buffer in self.router.buffers])
-            from_solo, from_mixed = (
-                jnp.sum(freed) * admission_chances(self.router, seen, group, present)
-                for group, freed in ((Pool.SOLO, solo_ends), (Pool.MIXED, mixed_ends))
-            )
-            solo, mixed = solo + from_solo.sum(axis=0), mixed + from_mixed.sum(axis=0)
-            waiting = waiting - from_solo - from_mixed
-        return PooledState(
-            prefills=started - finished,
-            mixed=mixed - mixed_ends,
-            solo=solo - solo_ends,
-            prefill_queue=rates.arrival - rates.patience * state.prefill_queue - started,
-            decode_queue=waiting - rates.patience * state.decode_queue,
-        )
 
-    def started(
-        self, state: PooledState, seen: Observation, freed: Float[Array, ""], width: Width
-    ) -> Float[Array, " classes"]:
-        """Prefills that start, by class: on GPUs that an event offers to the gate, and on idle ones after an
-        arrival, which then waits itself."""
+    def starts(
+        self, state: PooledState, seen: Observation, queue: Jumps, prefill: Jumps, width: Width
+    ) -> tuple[Outcomes, Outcomes]:
+        """The gate's choice after an event that offers it a GPU, and after an arrival, which finds an idle
+        one by chance and waits itself."""
         waiting = there(state.prefill_queue, width)
         cases = jnp.concatenate([waiting[None], jnp.maximum(waiting, jnp.eye(len(waiting)))])
-        chances = start_chances(self.gate, seen, cases, width)[:, :-1]
-        offered = self.rates.arrival * there(self.idle(state), width)
-        return freed * chances[0] + offered @ chances[1:]
+        chances = start_chances(self.gate, seen, cases, width)
+        none = jnp.zeros(chances.shape[1]).at[-1].set(1.0)
+        idle = there(self.idle(state), width)
+        jumps = np.concatenate([prefill - queue, np.zeros_like(queue[:1])])
+        return Outcomes(jumps, chances[:1]), Outcomes(jumps, idle * chances[1:] + (1 - idle) * none)
+
+    def finished(
+        self, state: PooledState, seen: Observation, on_event: Outcomes, width: Width
+    ) -> Iterator[Transitions]:
+        """Prefills that end: the GPU is offered to the gate, the request placed."""
+        prefill, mixed, solo, _, *buffers = _units(state)
+        units = dict(zip((Pool.MIXED, Pool.SOLO, *self.router.buffers), (mixed, solo, *buffers), strict=True))
+        pools = self.router.pools
+        found = [
+            jnp.ones_like(width) if pool.is_buffer else there(self.room(state, pool), width) for pool in pools
+        ]
+        chances = pool_chances(self.router, seen, jnp.stack(found), width)
+        rates = self.rates.mu_prefill * state.prefills
+        for c in range(len(prefill)):
+            this = slice(c, c + 1)
+            placed = Outcomes(np.concatenate([units[pool][this] for pool in pools]), chances[this])
+            yield Transitions.of(-prefill[this], rates[this], on_event.with_other(placed))
+
+    def admissions(
+        self, state: PooledState, seen: Observation, group: Pool, entered: Jumps, width: Width
+    ) -> Outcomes:
+        """Who takes a decode slot of a group that comes free, if anybody waits."""
+        _, _, _, _, *buffers = _units(state)
+        jumps = [*(entered - left for left in buffers), np.zeros_like(entered[:1])]
+        chances = jnp.zeros(0)
+        if buffers:
+            present = there(state.decode_queue, width)
+            chances = jnp.ravel(admission_chances(self.router, seen, group, present))
+        chances = jnp.append(chances, 1 - jnp.sum(chances))
+        return Outcomes(np.concatenate(jumps), chances[None])
+
+
+def _units(state: PooledState) -> Float[np.ndarray, "stages classes size"]:
+    """One request of a class in a stage, as `ravel_pytree` orders the state; buffers come last."""
+    buffers, classes = state.decode_queue.shape
+    size = (4 + buffers) * classes
+    return np.eye(size).reshape(-1, classes, size)
