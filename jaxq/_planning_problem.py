@@ -12,7 +12,7 @@ from ._errors import PlanError
 from ._instance import Instance
 from ._linear_program import InfeasibleError, LinearProgram, Optimum
 from ._planning_program import planning_program
-from ._service_level.cutting_planes import Curve, Found, best_tangents
+from ._service_level.cutting_planes import Curve, Found, best_tangents, check_optimal
 from ._service_level.levels import INDICATORS, ServiceLevels
 from ._service_level.mixed_share_search import best_mixed_share
 from ._service_level.program import mixed_share_weights, with_service_levels
@@ -49,6 +49,9 @@ class PlanningProblem:
         optimum = fixed.standard.maximise()
         objective = optimum.objective * fixed.value_scale + left_out(tangents) - self._constant_cost
         priced_optimum = priced.standard.maximise() if tangents else optimum
+        if tangents and not (self._time_costs and TokenTime(self.instance).bend < 0):
+            bound = priced_optimum.objective * priced.value_scale + left_out(tangents) - self._constant_cost
+            check_optimal(tangents, objective, bound)
         prices = {f"{one.name}_convex_penalty": one.slope for one in tangents if one.name not in INDICATORS}
         if (price := self.levels.penalty("time_per_output_token")) > 0:
             prices["time_per_output_token_penalty"] = price

@@ -183,7 +183,9 @@ def test_a_limit_at_its_level_makes_the_same_plan_at_the_same_price():
     )
 
 
-@pytest.mark.parametrize("numbers", [{}, SLOW], ids=["convex time", "concave time"])
+@pytest.mark.parametrize(
+    "numbers", [{}, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["convex time", "concave time"]
+)
 def test_beside_other_levels_and_the_time_per_token(numbers):
     """No plan at nearby levels and shares is better, nor at any of a coarse grid of them."""
     instance = reference(**numbers)
@@ -209,6 +211,17 @@ def test_beside_other_levels_and_the_time_per_token(numbers):
         for _ in range(5):
             first, second, share = np.array(at) * (1 + spread * rng.uniform(-1, 1, 3))
             assert objective(first, second, share) <= best + 1e-8 * size
+
+
+def test_beside_a_time_per_token_that_no_plan_changes():
+    tau = 0.0174 + 6.2e-5 * 256
+    instance, (coefficients, penalty) = reference(solo=tau), CASES["above a threshold"]
+    limits = [limit(coefficients, penalty)]
+    alone = solve_plan(instance, service_levels=ServiceLevels(limits=limits))
+    levels = ServiceLevels(time_per_output_token_penalty=1e5, limits=limits)
+    both = solve_plan(instance, service_levels=levels)
+    assert float(both.objective) == pytest.approx(float(alone.objective) - 1e5 * tau, rel=1e-12)
+    np.testing.assert_allclose(both.x, alone.x, rtol=1e-12)
 
 
 def test_three_classes_and_a_limit_beside():

