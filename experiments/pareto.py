@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxq._token_time import TokenTime
 from matplotlib.figure import Figure
 
 from jaxq import Instance, PlanError, ServiceLevels, solve_plan
@@ -32,6 +31,7 @@ from jaxq._plan import SAME_VALUE
 from jaxq._policy.presets import plain_plan
 from jaxq._progress import ProgressBars
 from jaxq._service_level.levels import INDICATORS
+from jaxq._service_level.token_time import TokenTime
 from jaxq.policies import PRESETS
 
 TITLE = "Pareto frontiers: revenue against fairness and time per token, planned and simulated"
