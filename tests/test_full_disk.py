@@ -137,18 +137,7 @@ def test_run_goes_on_from_what_is_kept(workplace):
 @pytest.mark.slow
 def test_tune_goes_on_from_the_last_check(workplace):
     tiny_file()
-    arguments = [
-        "tune",
-        "tiny.toml",
-        "--gpus",
-        "2",
-        "--start",
-        "gate_and_route",
-        "--quick",
-        "--steps",
-        "4",
-        "--out",
-    ]
+    arguments = ["tune", "tiny.toml", "--gpus", "2", "--start", "gate_and_route", "--quick", "--steps", "4"]
     assert_full(
         call(FULL_AFTER_A_CHECKPOINT + TUNE, [*arguments, "--out", "tuned"]),
         "tuned/checkpoint.npz: cannot be written",
