@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from jaxq import Instance, sweep
+from jaxq import Instance
+from jaxq._experiment_rows import MONEY, estimate_variables, swept, with_interval
 from jaxq._figures import WIDTH
 from jaxq._progress import ProgressBars
 from jaxq._sweep_figures import heat_map
@@ -80,30 +81,8 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     maps = {}
     for name in PATHS:
         axes = axes_of(instance, name, effort)
-        with bars.warnings_as_notes():
-            found = sweep(
-                instance,
-                axes,
-                POLICIES,
-                [effort.n_gpus],
-                horizon=effort.horizon,
-                warmup=effort.warmup,
-                replications=effort.replications,
-                key=seed,
-                progress=bars.start(f"map of {name}"),
-                out=kept / name,
-            )
-        bars.finish(f"map of {name}: {len(found.points)} points, {len(POLICIES)} policies")
-        results = {
-            policy: [found.results[k, policy, effort.n_gpus] for k in range(len(found.points))]
-            for policy in POLICIES
-        }
-        maps[name] = {
-            "axes": axes,
-            "bound": [float(result.bound()) for result in results[POLICIES[0]]],
-            "revenue": {name: [r.revenue.to_dict() for r in row] for name, row in results.items()},
-            "gap": {name: [r.gap().to_dict() for r in row] for name, row in results.items()},
-        }
+        found = swept(bars, f"map of {name}", instance, axes, POLICIES, effort, seed, kept / name)
+        maps[name] = {"axes": axes, **found}
     return {"effort": asdict(effort), "scheme": instance.pricing.scheme, "maps": maps}
 
 
@@ -125,11 +104,7 @@ def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
     for name, found in summary["maps"].items():
         xs, ys = found["axes"].values()
         for k, bound in enumerate(found["bound"]):
-            cells = []
-            for policy in POLICIES:
-                revenue = found["revenue"][policy][k]
-                low, high = revenue["ci95"]
-                cells.append(f"{revenue['mean']:.2f} ± {(high - low) / 2:.2f}")
+            cells = [with_interval(found["revenue"][policy][k]) for policy in POLICIES]
             rows.append((name, f"{xs[k // len(ys)]:.4g}", f"{ys[k % len(ys)]:.4g}", f"{bound:.2f}", *cells))
     return head, rows
 
@@ -140,22 +115,17 @@ def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
     for name, each in summary["maps"].items():
         axes = {path: np.asarray(values) for path, values in each["axes"].items()}
         shape = tuple(len(values) for values in axes.values())
-        data: dict[str, Any] = {
-            "bound": (tuple(axes), np.reshape(each["bound"], shape), {"units": "money per GPU and second"})
-        }
-        for quantity, unit in (("revenue", "money per GPU and second"), ("gap", "1")):
-            rows = list(each[quantity].values())
-            ends = {
-                quantity: [[estimate["mean"] for estimate in row] for row in rows],
-                f"{quantity}_low": [[estimate["ci95"][0] for estimate in row] for row in rows],
-                f"{quantity}_high": [[estimate["ci95"][1] for estimate in row] for row in rows],
-            }
-            data |= {
-                end: (("policy", *axes), np.reshape(values, (len(rows), *shape)), {"units": unit})
-                for end, values in ends.items()
-            }
+        data: dict[str, Any] = {"bound": (tuple(axes), np.reshape(each["bound"], shape), {"units": MONEY})}
+        for quantity, unit in (("revenue", MONEY), ("gap", "1")):
+            rows = [_by_first(row, shape[1]) for row in each[quantity].values()]
+            data |= estimate_variables(quantity, ("policy", *axes), rows, unit)
         found[name] = xr.Dataset(data, {"policy": list(POLICIES), **axes})
     return found
+
+
+def _by_first(points: list[Any], count: int) -> list[list[Any]]:
+    """Points by the first number, then by the second, which has `count` values."""
+    return [points[first : first + count] for first in range(0, len(points), count)]
 
 
 def draw(summary: dict[str, Any], looks: list[tuple[str, str]]) -> dict[str, Figure]:

@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from jaxq import Instance, sweep
+from jaxq import Instance
+from jaxq._experiment_rows import MONEY, draw_points, estimate_variables, scaled, swept, with_interval
 from jaxq._figures import WIDTH
 from jaxq._progress import ProgressBars
 
@@ -68,37 +69,9 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     for name, (path, _) in VARIED.items():
         given = values(instance, name, effort)
         points = [{path: 1.0 / value if name == "gamma" else value} for value in given]
-        with bars.warnings_as_notes():
-            found = sweep(
-                instance,
-                points,
-                POLICIES,
-                [effort.n_gpus],
-                horizon=effort.horizon,
-                warmup=effort.warmup,
-                replications=effort.replications,
-                key=seed,
-                progress=bars.start(name),
-                out=kept / name,
-            )
-        bars.finish(f"{name}: {len(points)} values, {len(POLICIES)} policies")
-        curves[name] = {
-            "values": given,
-            "bound": [float(found.results[k, POLICIES[0], effort.n_gpus].bound()) for k in range(len(given))],
-            "revenue": _estimates(found, len(given), effort, "revenue"),
-            "gap": _estimates(found, len(given), effort, "gap"),
-        }
+        found = swept(bars, name, instance, points, POLICIES, effort, seed, kept / name)
+        curves[name] = {"values": given, **found}
     return {"effort": asdict(effort), "scheme": instance.pricing.scheme, "curves": curves}
-
-
-def _estimates(found: Any, count: int, effort: Effort, quantity: str) -> dict[str, list[dict[str, Any]]]:
-    """An estimate of each value, by policy."""
-
-    def estimate(policy: str, k: int) -> dict[str, Any]:
-        result = found.results[k, policy, effort.n_gpus]
-        return (result.revenue if quantity == "revenue" else result.gap()).to_dict()
-
-    return {policy: [estimate(policy, k) for k in range(count)] for policy in POLICIES}
 
 
 def answer(summary: dict[str, Any]) -> str:
@@ -122,29 +95,18 @@ def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
     rows = []
     for name, curve in summary["curves"].items():
         for k, value in enumerate(curve["values"]):
-            gaps = [_with_interval(curve["gap"][policy][k]) for policy in POLICIES]
+            gaps = [with_interval(scaled(curve["gap"][policy][k], 100.0)) for policy in POLICIES]
             rows.append((name, f"{value:.4g}", f"{curve['bound'][k]:.2f}", *gaps))
     return head, rows
-
-
-def _with_interval(gap: dict[str, Any]) -> str:
-    low, high = gap["ci95"]
-    return f"{100 * gap['mean']:.2f} ± {50 * (high - low):.2f}"
 
 
 def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
     """Bounds, revenues and gaps of each number, by value and policy."""
     found = {}
     for name, curve in summary["curves"].items():
-        data: dict[str, Any] = {"bound": ("value", curve["bound"], {"units": "money per GPU and second"})}
-        for quantity, unit in (("revenue", "money per GPU and second"), ("gap", "1")):
-            rows = list(curve[quantity].values())
-            ends = {
-                quantity: [[estimate["mean"] for estimate in row] for row in rows],
-                f"{quantity}_low": [[estimate["ci95"][0] for estimate in row] for row in rows],
-                f"{quantity}_high": [[estimate["ci95"][1] for estimate in row] for row in rows],
-            }
-            data |= {end: (("policy", "value"), table, {"units": unit}) for end, table in ends.items()}
+        data: dict[str, Any] = {"bound": ("value", curve["bound"], {"units": MONEY})}
+        for quantity, unit in (("revenue", MONEY), ("gap", "1")):
+            data |= estimate_variables(quantity, ("policy", "value"), list(curve[quantity].values()), unit)
         coordinates = {"policy": list(POLICIES), "value": curve["values"]}
         found[name] = xr.Dataset(data, coordinates, {"varied": VARIED[name][1]})
     return found
@@ -162,20 +124,8 @@ def _figure(summary: dict[str, Any], name: str, looks: list[tuple[str, str]]) ->
     above.plot(curve["values"], curve["bound"], color="0.35", linestyle="--", label="best possible")
     for policy, (colour, marker) in zip(POLICIES, looks, strict=False):
         for axes, quantity, factor in ((above, "revenue", 1.0), (below, "gap", 100.0)):
-            estimates = curve[quantity][policy]
-            means = factor * np.asarray([estimate["mean"] for estimate in estimates])
-            ends = factor * np.asarray([estimate["ci95"] for estimate in estimates]).T
-            axes.errorbar(
-                curve["values"],
-                means,
-                yerr=np.abs(ends - means),
-                color=colour,
-                marker=marker,
-                markersize=4,
-                linewidth=1.1,
-                capsize=2,
-                label=policy,
-            )
+            estimates = [scaled(estimate, factor) for estimate in curve[quantity][policy]]
+            draw_points(axes, curve["values"], estimates, color=colour, marker=marker, label=policy)
     above.set_ylabel("revenue per GPU and second")
     below.set_ylabel("below the best possible, %")
     below.set_xlabel(VARIED[name][1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ from ._result import QUANTITIES, Result
 from ._service_level.levels import INDICATORS
 from ._simulate import StatisticsWarning, simulate
 from ._statistics import Estimate
+from ._sweep import sweep
 
 CLAIMS = {
     ("gate_and_route", "bundled"): "asymptotically optimal (section 4.1)",
@@ -26,6 +27,9 @@ CLAIMS = {
     ("sli_gate_and_route", "bundled"): "asymptotically optimal under its SLIs (section 5)",
 }
 """What [Lin26] claims of a policy under a scheme."""
+
+MONEY = "money/s per GPU"
+"""The unit of revenue."""
 
 STAGE_NAMES = tuple(name for name, _, _ in STAGES)
 """Those of `QUANTITIES` that count requests by class."""
@@ -46,6 +50,61 @@ def measured(bars: ProgressBars, label: str, instance: Instance, policy: Policy,
     gap = result.gap()
     bars.finish(f"{label}: gap {100 * gap.mean:.3f} ± {100 * gap.half_width:.3f} %, {result.seconds:.1f} s")
     return result
+
+
+class SweepEffort(Protocol):
+    """How much a sweep simulates, with the names of `simulate`."""
+
+    @property
+    def n_gpus(self) -> int: ...
+    @property
+    def replications(self) -> int: ...
+    @property
+    def horizon(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+
+
+def swept(
+    bars: ProgressBars,
+    label: str,
+    instance: Instance,
+    points: Mapping[str, Sequence[float]] | Sequence[dict[str, float]],
+    policies: Sequence[str],
+    effort: Any,
+    seed: int,
+    kept: Path,
+) -> dict[str, Any]:
+    """Policies over variations of an instance, as a piece of the progress.
+
+    **Arguments:** `effort`: a `SweepEffort`; `kept`: a folder of its own.
+
+    **Returns:** for a summary: the bound of each point, and by policy the revenue and the gap of each.
+    """
+    count: SweepEffort = effort
+    with bars.warnings_as_notes():
+        found = sweep(
+            instance,
+            points,
+            policies,
+            [count.n_gpus],
+            horizon=count.horizon,
+            warmup=count.warmup,
+            replications=count.replications,
+            key=seed,
+            progress=bars.start(label),
+            out=kept,
+        )
+    bars.finish(f"{label}: {len(found.points)} points, {len(policies)} policies")
+    results = {
+        policy: [found.results[k, policy, count.n_gpus] for k in range(len(found.points))]
+        for policy in policies
+    }
+    return {
+        "bound": [float(result.bound()) for result in results[policies[0]]],
+        "revenue": {name: [result.revenue.to_dict() for result in row] for name, row in results.items()},
+        "gap": {name: [result.gap().to_dict() for result in row] for name, row in results.items()},
+    }
 
 
 @dataclass(frozen=True)
