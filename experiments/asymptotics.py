@@ -210,9 +210,9 @@ def _fits(rows: list[dict[str, Any]], effort: Effort) -> Iterator[dict[str, Any]
 def _paths(instance: Instance, effort: Effort, seed: int) -> list[dict[str, Any]]:
     """Queues at several sizes and in the limit, by window of time: one replication, and over all of them the
     mean and the standard deviation of the diffusion-scaled queue after the warm-up."""
-    policy, windows = PRESETS[PATH_POLICY](instance), 100
+    policy = PRESETS[PATH_POLICY](instance)
     q_prefill, key = solve_plan(instance, "bundled").q_prefill[:, None], jax.random.key(seed)
-    times: dict[str, Any] = {"horizon": effort.horizon, "warmup": 0.0}
+    times: dict[str, Any] = {"horizon": effort.horizon, "warmup": 0.0, "n_windows": 100}
     found = []
     for n_gpus in effort.paths:
         record = _path_engine(instance, policy, n_gpus, effort).run(
@@ -221,7 +221,6 @@ def _paths(instance: Instance, effort: Effort, seed: int) -> list[dict[str, Any]
             n_gpus=n_gpus,
             key=key,
             replications=effort.path_replications,
-            n_windows=windows,
             **times,
         )
         queue = record.prefill_queue / record.durations[:, None, None]

@@ -25,9 +25,10 @@ Samples = Float64[np.ndarray, "replications *classes"]
 class AbstractTarget(abc.ABC):
     """A limit on a long-run share that a cluster is to keep, between 0 and 1.
 
-    What is measured of a replication is what it earns or loses, less the limit times what arrives above the
-    mean, all over the mean arrivals. Its mean is the long-run share, since the mean of arrivals is known; it
-    varies less near the limit, where a replication with more arrivals than usual earns (or loses) more.
+    What is measured of a replication is what it loses, less what is lost at the limit of all that arrives
+    above the mean, over the mean arrivals. Its mean is the long-run share, since the mean of arrivals is
+    known and what is not lost is served; it varies less than what is served does, which hangs on the work in
+    progress at both ends and on how much happens to arrive.
 
     - `share`: the limit.
     - `name`: of the quantity; `at_least`: whether the limit is a lower one.
@@ -114,10 +115,13 @@ class RevenueTarget(AbstractTarget):
 
     def samples(self, result: Result) -> Samples:
         instance = result.instance
-        offered = float(instance.workload.arrival_rate @ instance.request_value)
-        revenue = result.per_replication(f"revenue_{instance.pricing.scheme}")
-        arrived = result.per_replication("arrival_rate") @ instance.request_value
-        return (revenue - self.share * (arrived - offered)) / offered
+        value = instance.request_value
+        offered = float(instance.workload.arrival_rate @ value)
+        before, after = _lost(result)
+        unpaid = instance.decode_value if instance.pricing.scheme == "separate" else value
+        arrived = result.per_replication("arrival_rate") @ value
+        excess = before @ value + after @ unpaid - (1 - self.share) * (arrived - offered)
+        return 1 - excess / offered
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,20 @@ class AbandonmentTarget(AbstractTarget):
         return 1.0 if served is None else min(1.0, max(0.0, 1.0 - served))
 
     def samples(self, result: Result) -> Samples:
-        workload, rate = result.instance.workload, result.per_replication
-        arrived, arrivals = rate("arrival_rate"), workload.arrival_rate
-        abandoned = rate("abandonment_rate_prefill") + rate("abandonment_rate_decode")
-        lost = np.where(workload.patience_rate > 0, abandoned, arrived - rate("completion_rate"))
-        excess = lost - self.share * (arrived - arrivals)
+        arrivals = result.instance.workload.arrival_rate
+        excess = sum(_lost(result)) - self.share * (result.per_replication("arrival_rate") - arrivals)
         return excess / arrivals if self.each_class else excess.sum(axis=1) / arrivals.sum()
+
+
+def _lost(result: Result) -> tuple[Samples, Samples]:
+    """Requests of each class lost before and after their prefill in each replication, 1/s per GPU; of a class
+    that never abandons those that stay in a stage."""
+    rate, leaves = result.per_replication, result.instance.workload.patience_rate > 0
+    arrived, prefilled, done = rate("arrival_rate"), rate("prefill_rate"), rate("completion_rate")
+    return (
+        np.where(leaves, rate("abandonment_rate_prefill"), arrived - prefilled),
+        np.where(leaves, rate("abandonment_rate_decode"), prefilled - done),
+    )
 
 
 def _completions(instance: Instance) -> Float[np.ndarray, "classes variables"]:

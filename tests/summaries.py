@@ -94,7 +94,8 @@ def study_summary() -> dict[str, Any]:
     time = np.linspace(0, 300, 100)
     paths = [
         {"gpus": n, "time": time, "fluid_scaled": [2 + np.sin(time / 9)] * 2}
-        | {"diffusion_scaled": None if n is None else [np.sin(time / 9)] * 2}
+        | {"diffusion_scaled": [np.sin(time / 9)] * 2, "diffusion_mean": [0.1, 0.0]}
+        | {"diffusion_deviation": [0.7, 0.7], "diffusion_band": [[-1.0, 1.1]] * 2}
         for n in (100, 1_000_000, None)
     ]
     return _told("jaxq experiment asymptotics --quick --seed 0 --out jaxq-experiments/asymptotics") | {
@@ -105,6 +106,7 @@ def study_summary() -> dict[str, Any]:
         "gaps": gaps,
         "fits": fits,
         "paths": paths,
+        "fluctuations": [],
     }
 
 
@@ -149,6 +151,8 @@ def _record(name: str, k: int, size: main_job.Size, best: float) -> dict[str, An
         "engine": "cluster engine, exact chain",
         "cautions": ["warm-up too short"] if k == 0 else [],
         "bound": {"bundled": best, "separate": best},
+        "gap_to_plan": None,
+        "service_levels": None,
         **{key: _estimate(gap) for key in ("gap", "gap_bundled", "gap_separate")},
         **{key: _estimate([0.3, 0.5] if per_class else 0.4) for key, (*_, per_class) in QUANTITIES.items()},
         "revenue_bundled": earned,

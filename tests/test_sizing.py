@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxq import AbandonmentTarget, FluidEngine, InputError, RevenueTarget, load_instance, size_cluster
+from jaxq import (
+    AbandonmentTarget,
+    FluidEngine,
+    InputError,
+    RevenueTarget,
+    load_instance,
+    simulate,
+    size_cluster,
+)
 from jaxq import _sizing as sizing
 from jaxq._simulate import StatisticsWarning
 from jaxq._sizing_target import AbstractTarget
-from jaxq.policies import sarathi
+from jaxq.policies import gate_and_route, sarathi
 
 from . import oracles
 from .test_cli import REFERENCE, assert_refused, files_below
@@ -327,6 +335,23 @@ def test_erlang_a_gives_the_size_for_two_classes():
     for tested in found.tested:
         error = tested.estimate.mean - abandoning(tested.n_gpus)
         assert (np.abs(error) < 5 * tested.estimate.standard_error).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["bundled", "separate"])
+def test_what_is_not_lost_is_earned(scheme):
+    """In an overloaded cluster, with losses after prefills too: the measured share is the revenue over the
+    offered value, up to five standard errors of the difference."""
+    instance = oracles.reference_cluster(arrival_rate=np.array([0.6, 0.6])).instance()
+    instance = dataclasses.replace(instance, pricing=dataclasses.replace(instance.pricing, scheme=scheme))
+    found = simulate(
+        instance, gate_and_route(instance), n_gpus=8, horizon=600.0, warmup=300.0, replications=128, key=5
+    )
+    revenue = found.per_replication(f"revenue_{scheme}") / (0.6 * instance.request_value.sum())
+    share = RevenueTarget(0.9).samples(found)
+    gap = share - revenue
+    assert abs(gap.mean()) < 5 * gap.std(ddof=1) / np.sqrt(128) < 0.01
+    assert found.abandonment_rate_decode.mean.min() > 0.01
 
 
 # The command.

@@ -78,6 +78,7 @@ class FluidEngine(eqx.Module):
         key: jax.Array | None = None,
         replications: int = 1,
         first: int = 0,
+        n_windows: int | None = None,
         progress: Progress | None = None,
     ) -> Record:
         """The path from an empty cluster, or for an infinite horizon one second of the steady state.
@@ -98,7 +99,7 @@ class FluidEngine(eqx.Module):
                 state = steady_state(model, width, progress)
                 integrals = jax.tree.map(lambda stage: stage[None], model.stages(state))
             else:
-                lengths, before = window_lengths(horizon, warmup, WINDOWS)
+                lengths, before = window_lengths(horizon, warmup, n_windows or WINDOWS)
                 durations = np.asarray(lengths)
                 found = path(model, model.empty(), jnp.asarray(width), np.cumsum(durations), progress)
                 state = jax.tree.map(lambda leaf: leaf[-1], found.states)
