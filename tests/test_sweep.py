@@ -58,24 +58,26 @@ def test_a_change_that_is_none_is_refused_by_its_path(changes, message):
         changed_instance(reference(), changes)
 
 
-def test_a_sweep_of_81_points_and_4_policies_compiles_once_for_each_policy():
+@pytest.mark.parametrize("across", [3, pytest.param(27, marks=pytest.mark.slow)])
+def test_a_sweep_of_4_policies_compiles_once_for_each_policy(across):
     """Batch sizes, rates, prices and cluster sizes are numbers of a program, not part of it."""
-    rates, sizes = np.linspace(0.3, 0.7, 27), (8, 16, 32)
+    rates, sizes = np.linspace(0.3, 0.7, across), (8, 16, 32)
     before = program.cache_info().misses
     names = ("gate_and_route", "prioritize_and_route", "sarathi", "price_and_pack")
     found = sweep(
         reference(), {"classes.0.arrival_rate": rates, "hardware.batch_size": sizes}, names, [6], **RUN
     )
     assert program.cache_info().misses <= before + 4
-    assert len(found.results) == 81 * 4 and found.grid is not None
-    # Points in the middle of the grid are what a run of their own gives.
-    changed = changed_instance(reference(), found.points[40])
+    assert len(found.results) == 3 * across * 4 and found.grid is not None
+    # A point in the middle of the grid is what a run of its own gives.
+    middle = 3 * (across // 2) + 1
+    changed = changed_instance(reference(), found.points[middle])
     alone = simulate(changed, policies.price_and_pack(changed), n_gpus=6, **RUN)
-    assert found.results[40, "price_and_pack", 6].revenue.mean == alone.revenue.mean
+    assert found.results[middle, "price_and_pack", 6].revenue.mean == alone.revenue.mean
     data = found.to_xarray().sel(gpus=6)
-    assert data.bound_bundled.values[3, 40] == pytest.approx(upper_bound(changed), rel=1e-12)
+    assert data.bound_bundled.values[3, middle] == pytest.approx(upper_bound(changed), rel=1e-12)
     assert (data.bound_bundled.values[0] == data.bound_bundled.values[3]).all()
-    assert float(data["classes.0.arrival_rate"][40]) == rates[13]
+    assert float(data["classes.0.arrival_rate"][middle]) == rates[across // 2]
 
 
 def test_the_command_writes_data_and_figures_and_goes_on(jaxq, workplace):
