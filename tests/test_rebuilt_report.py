@@ -104,3 +104,12 @@ def test_a_folder_without_a_summary_is_refused(tmp_path, jaxq):
     ):
         code, out, err = jaxq("report", folder, "--json")
         assert (code, out) == (2, "") and err.count("\n") == 1 and expected in err, err
+
+
+def test_a_finished_run_is_not_listed_as_a_kept_one(jaxq, workplace):
+    """It has a run.json too, of another form."""
+    for name in ("run.json", "report.html"):
+        (workplace / "first").mkdir(exist_ok=True)
+        (workplace / "first" / name).write_text("{}")
+    code, out, err = jaxq("ls", "first")
+    assert (code, out) == (2, "") and "is of jaxq run, which has finished" in err and err.count("\n") == 1

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .._errors import InputError
+from .._report_page import REPORT_FILE
 from .._summary import size_name
 from .environment import configure_jax
 from .options import Json, print_json
@@ -94,7 +95,11 @@ def _runs(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected one that --out of a command wrote")
-    found = sorted({file.parent for folder in folders for file in folder.rglob(RUN_FILE)})
+    holding = {file.parent for folder in folders for file in folder.rglob(RUN_FILE)}
+    # A finished `jaxq run` has a file of this name too, beside its report; its replications are kept no more.
+    found = sorted(folder for folder in holding if not (folder / REPORT_FILE).exists())
+    if holding and not found:
+        raise InputError(f"{min(holding)}: is of jaxq run, which has finished; open {REPORT_FILE} in it")
     if not found:
         raise InputError(f"{folders[0]}: holds no run; expected a folder that --out of a command wrote")
     return found
