@@ -49,6 +49,7 @@ def test_cases_give_the_bits_of_single_runs(together):
         assert result.revenue.mean == alone.revenue.mean and result.policy_name == case.policy.name
 
 
+@pytest.mark.slow
 def test_cases_compile_once_for_each_kind_of_policy():
     before = program.cache_info().misses
     # A number of replications that no other test has, and so a block of its own.

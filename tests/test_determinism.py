@@ -139,7 +139,7 @@ def cases_of(make) -> list[Case]:
 @pytest.mark.parametrize(
     ("engine", "make"),
     [
-        (ClusterEngine(block=16), policies.price_and_pack),
+        pytest.param(ClusterEngine(block=16), policies.price_and_pack, marks=pytest.mark.slow),
         pytest.param(ClusterEngine(block=16), policies.gate_and_route, marks=pytest.mark.slow),
         pytest.param(ClusterEngine(block=16), policies.sli_gate_and_route, marks=pytest.mark.slow),
         pytest.param(ClusterEngine(Leap(), block=16), policies.sarathi, marks=pytest.mark.slow),

@@ -35,7 +35,7 @@ def reference():
     return oracles.reference_cluster().instance()
 
 
-QUICK_STARTS = ("gate_and_route", "price_and_pack")
+QUICK_STARTS = ("gate_and_route",)
 
 
 @pytest.mark.parametrize(

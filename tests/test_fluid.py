@@ -83,7 +83,8 @@ def test_gpus_that_are_never_starved_are_independent():
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["price_and_pack", pytest.param("gate_fcfs", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["price_and_pack", "gate_fcfs"])
 def test_without_contention_for_slots_every_stage_has_its_offered_load(policy):
     """Where a prefill beside it does not slow a decode, and nobody waits."""
     cluster = oracles.one_class(0.3, 0.8, 2.0, 1.0, batch_size=4)

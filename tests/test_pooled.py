@@ -62,7 +62,9 @@ def test_further_corner_is_a_classical_queue(name):
     check_corner(name, Exact(), CORNERS[name].perturbation)
 
 
-@pytest.mark.parametrize("name", QUICK_CORNERS)
+@pytest.mark.parametrize(
+    "name", [QUICK_CORNERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK_CORNERS[1:])]
+)
 def test_corner_is_a_classical_queue_at_a_small_step(name):
     """At a step of a fiftieth of a service time, within 3 % and the usual error."""
     check_corner(name, Leap(0.02), 0.03)
