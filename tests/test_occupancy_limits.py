@@ -184,7 +184,8 @@ def check_random(case, scheme):
     instance = reference(**numbers)
     plain, limits = solve_plan(instance, scheme), []
     for coefficients, share, weight, above in given_limits:
-        size = level(plain, {stage: np.abs(row) for stage, row in coefficients.items()}) or 1.0
+        size = level(plain, {stage: np.abs(row) for stage, row in coefficients.items()})
+        size = size if size > 1e-6 else 1.0
         if share is None and weight == 0:
             share = 0.5
         at_most = None if share is None else share * size
