@@ -8,7 +8,7 @@ free; and sample paths on the fluid and on the diffusion scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from matplotlib.ticker import EngFormatter
 from jaxq import ClusterEngine, Exact, FluidEngine, Instance, Leap, PooledEngine, Result, solve_plan
 from jaxq._experiment_rows import CLAIMS, draw_points, estimate_variables, measured, result_row, scaled
 from jaxq._figures import WIDTH
+from jaxq._policy.shipped import compared_policies
 from jaxq._power_law import fit_power_law
 from jaxq._pricing import SCHEMES
 from jaxq._progress import ProgressBars
@@ -60,6 +61,7 @@ AT_THE_OPTIMUM = 1e-4
 class Effort:
     """How much is simulated.
 
+    - `policies`: presets; a tuned policy is added where one ships for the instance.
     - `cluster`, `pooled`: (GPUs, replications) of each engine; `paths`: GPUs of the sample paths.
     - `path_replications`: replications from which their mean and deviation are taken; one is drawn.
     - `horizon`, `warmup`: simulated seconds, and how many of them are discarded.
@@ -113,12 +115,12 @@ class Point:
         return f"{self.policy}, {self.engine}, n = {size_name(self.n_gpus)}"
 
 
-def points(instance: Instance, effort: Effort) -> list[Point]:
+def points(policies: Mapping[str, Policy], effort: Effort) -> list[Point]:
     """Every simulation of the study, in its order."""
     found = []
-    for name in effort.policies:
+    for name, policy in policies.items():
         found += [Point(name, "cluster", *size) for size in effort.cluster]
-        if PRESETS[name](instance).partition is not None:
+        if policy.partition is not None:
             found += [Point(name, "pooled", *size) for size in effort.pooled]
         found.append(Point(name, "fluid", None, 1))
     return found
@@ -127,28 +129,35 @@ def points(instance: Instance, effort: Effort) -> list[Point]:
 def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: ProgressBars) -> dict[str, Any]:
     """The study's summary; replications are kept in `kept` as they finish."""
     effort = QUICK if quick else FULL
-    rows = []
-    for point in points(instance, effort):
-        result = _simulated(instance, point, effort, quick, seed, kept, bars)
+    policies, rows = compared_policies(instance, effort.policies), []
+    for point in points(policies, effort):
+        result = _simulated(instance, policies[point.policy], point, effort, quick, seed, kept, bars)
         rows.append({**result_row(result, QUANTITIES), "engine": point.engine})
     return {
         "effort": asdict(effort),
         "gaps": rows,
         "fits": list(_fits(rows, effort)),
         "paths": _paths(instance, effort, seed),
-        "fluctuations": list(_fluctuations(instance, effort)),
+        "fluctuations": list(_fluctuations(instance, policies)),
     }
 
 
 def piece_count(instance: Instance, quick: bool) -> int:
     """How many simulations there are, for the progress."""
-    return len(points(instance, QUICK if quick else FULL))
+    effort = QUICK if quick else FULL
+    return len(points(compared_policies(instance, effort.policies), effort))
 
 
 def _simulated(
-    instance: Instance, point: Point, effort: Effort, quick: bool, seed: int, kept: Path, bars: ProgressBars
+    instance: Instance,
+    policy: Policy,
+    point: Point,
+    effort: Effort,
+    quick: bool,
+    seed: int,
+    kept: Path,
+    bars: ProgressBars,
 ) -> Result:
-    policy = PRESETS[point.policy](instance)
     out = kept / f"{point.policy}_{point.engine}_n{size_name(point.n_gpus)}"
     if point.n_gpus is None:
         # By groups where that is the limit too: quicker by far.
@@ -175,10 +184,16 @@ def _engine(instance: Instance, policy: Policy, point: Point, effort: Effort) ->
     return ClusterEngine(Leap(step / effort.fineness))
 
 
+def _by_policy(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of each policy, in their order."""
+    names = dict.fromkeys(row["policy"] for row in rows)
+    return [[row for row in rows if row["policy"] == name] for name in names]
+
+
 def _fits(rows: list[dict[str, Any]], effort: Effort) -> Iterator[dict[str, Any]]:
     """For each policy and scheme: its limit, the rate at which it is approached, and whether that is R*."""
-    for name in effort.policies:
-        own = [row for row in rows if row["policy"] == name]
+    for own in _by_policy(rows):
+        name = own[0]["policy"]
         (limit,) = [row for row in own if row["engine"] == "fluid"]
         largest = max(row["gpus"] for row in own if row["engine"] == "cluster")
         used = [
@@ -257,11 +272,10 @@ def _path(
     }
 
 
-def _fluctuations(instance: Instance, effort: Effort) -> Iterator[dict[str, Any]]:
+def _fluctuations(instance: Instance, policies: Mapping[str, Policy]) -> Iterator[dict[str, Any]]:
     """For each policy with a partition: whether its numbers fluctuate as a Gaussian process on the scale of
     the square root of n, and with what standard deviation by stage and class."""
-    for name in effort.policies:
-        policy = PRESETS[name](instance)
+    for name, policy in policies.items():
         if policy.partition is not None:
             found = FluidEngine(level="pooled").fluctuations(instance, policy)
             deviation = {stage: sd.tolist() for stage, sd in found.standard_deviation().items()}
@@ -350,10 +364,8 @@ def _gaps_figure(summary: dict[str, Any], looks: list[tuple[str, str]]) -> Figur
     figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
     panels = figure.subplots(2, 1)
     for scheme, place in zip(SCHEMES, panels, strict=True):
-        for name, (colour, marker) in zip(summary["effort"]["policies"], looks, strict=False):
-            _draw_gaps(
-                place, [row for row in summary["gaps"] if row["policy"] == name], scheme, colour, marker
-            )
+        for own, (colour, marker) in zip(_by_policy(summary["gaps"]), looks, strict=False):
+            _draw_gaps(place, own, scheme, colour, marker)
         place.set_xscale("log")
         place.set_yscale("symlog", linthresh=1e-2)
         place.set_ylim(bottom=-1e-2)

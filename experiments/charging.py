@@ -6,7 +6,7 @@ been read: then it pays to prefill requests that will not be decoded.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +27,31 @@ from jaxq._experiment_rows import (
     with_interval,
 )
 from jaxq._figures import STAGES, WIDTH, component, label_text, size_axis
-from jaxq._main_job import TUNED
 from jaxq._policy.presets import plain_plan
-from jaxq._policy.shipped import shipped_policy
+from jaxq._policy.shipped import compared_policies
 from jaxq._pricing import SCHEMES
 from jaxq._progress import ProgressBars
 from jaxq._summary import comparison_dicts, plan_dict
-from jaxq.policies import PRESETS, Policy
 
 TITLE = "Bundled against separate charging: revenue under both, and who waits"
 
 PAPER = "figure 2"
 
 POLICIES = ("gate_and_route", "prioritize_and_route", "price_and_pack")
-"""The two policies of [Lin26] for the two schemes, the first of which is the baseline, and jaxq's own."""
+"""The two policies of [Lin26] for the two schemes, the first of which is the baseline, and jaxq's own; a
+tuned one is added where one ships for the instance."""
 
 QUEUES = ("prefill_queue", "decode_queue")
 
 
-FULL = SizesEffort(((50, 1024), (200, 256), (500, 128)), horizon=600.0, warmup=200.0)
+FULL = SizesEffort(((50, 512), (200, 128), (500, 64)), horizon=600.0, warmup=200.0)
 
 QUICK = SizesEffort(((50, 32), (200, 32)), horizon=300.0, warmup=150.0)
 
 
-def policies(instance: Instance) -> dict[str, Policy]:
-    """Those of `POLICIES`, and the tuned one that ships for the instance if there is one."""
-    made = {name: PRESETS[name](instance) for name in POLICIES}
-    tuned = shipped_policy(instance)
-    return made if tuned is None else made | {TUNED: replace(tuned, name=TUNED)}
-
-
 def piece_count(instance: Instance, quick: bool) -> int:
     """How many simulations there are, for the progress."""
-    return len(policies(instance)) * len((QUICK if quick else FULL).sizes)
+    return len(compared_policies(instance, POLICIES)) * len((QUICK if quick else FULL).sizes)
 
 
 def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: ProgressBars) -> dict[str, Any]:
@@ -67,7 +59,7 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
     effort = QUICK if quick else FULL
     plans = {scheme: plain_plan(instance, scheme) for scheme in SCHEMES}
     results = {}
-    for name, policy in policies(instance).items():
+    for name, policy in compared_policies(instance, POLICIES).items():
         for result in effort.measure(bars, instance, policy, seed, kept):
             results[name, result.n_gpus] = result
     return {

@@ -1,7 +1,8 @@
 """Pareto frontiers: what each service level costs in revenue, by the linear program and as it is simulated.
 
 For every indicator: the most that a plan earns under a limit on it, over all limits that bind; and the policy
-of [Lin26] under some of these plans, with the indicator and the revenue that it reaches.
+of [Lin26] under some of these plans, with the indicator and the revenue that it reaches, beside policies that
+know no limits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jaxq._experiment_rows import (
 from jaxq._figures import WIDTH
 from jaxq._plan import SAME_VALUE
 from jaxq._policy.presets import plain_plan
+from jaxq._policy.shipped import compared_policies
 from jaxq._progress import ProgressBars
 from jaxq._service_level.levels import INDICATORS
 from jaxq._service_level.token_time import TokenTime
@@ -38,8 +40,11 @@ TITLE = "Pareto frontiers: revenue against fairness and time per token, planned 
 
 PAPER = "figure 8"
 
-POLICY, REFERENCE = "sli_gate_and_route", "price_and_pack"
-"""The policy that keeps service levels, and one that knows none."""
+POLICY = "sli_gate_and_route"
+"""The policy that keeps service levels."""
+
+OTHERS = ("price_and_pack",)
+"""Policies that know none; a tuned policy is added where one ships for the instance."""
 
 TEXTS = {
     "prefill_fairness": ("Prefill fairness", "largest difference between classes' prefills per GPU", 1.0),
@@ -89,7 +94,8 @@ def shown(instance: Instance) -> list[str]:
 
 def piece_count(instance: Instance, quick: bool) -> int:
     """How many simulations there are, for the progress."""
-    return 1 + len(shown(instance)) * len((QUICK if quick else FULL).fractions)
+    limited = len(shown(instance)) * len((QUICK if quick else FULL).fractions)
+    return limited + len(compared_policies(instance, OTHERS))
 
 
 def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: ProgressBars) -> dict[str, Any]:
@@ -124,18 +130,17 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
                     "attained": indicators(result)[name],
                 }
             )
-    policy = PRESETS[REFERENCE](instance)
-    result = measured(bars, REFERENCE, instance, policy, out=kept / REFERENCE, **settings)
-    reference = {
-        **result_row(result, (*MEASURED, *TIMES)),
-        "attained": {name: level for name, level in indicators(result).items() if name in names},
-    }
+    others = []
+    for other, policy in compared_policies(instance, OTHERS).items():
+        result = measured(bars, other, instance, policy, out=kept / other, **settings)
+        attained = {name: level for name, level in indicators(result).items() if name in names}
+        others.append({**result_row(result, (*MEASURED, *TIMES)), "attained": attained})
     return {
         "effort": asdict(effort),
         "best": float(plain.revenue),
         "frontiers": frontiers,
         "rows": rows,
-        "reference": reference,
+        "others": others,
     }
 
 
@@ -196,15 +201,14 @@ def table(summary: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...
                 CLAIMS[POLICY, "bundled"],
             )
         )
-    reference = summary["reference"]
-    times = _times(reference)
-    for name, attained in reference["attained"].items():
-        revenue, gap = with_interval(reference["revenue_bundled"]), scaled(reference["gap_bundled"], 100.0)
-        reached = with_interval(scaled(attained, TEXTS[name][2]), 4)
-        best = f"{summary['best']:.2f}"
-        rows.append(
-            (REFERENCE, _name(name), "none", reached, "", best, revenue, with_interval(gap), *times, "")
-        )
+    best = f"{summary['best']:.2f}"
+    for other in summary["others"]:
+        revenue = with_interval(other["revenue_bundled"])
+        gap = with_interval(scaled(other["gap_bundled"], 100.0))
+        for name, attained in other["attained"].items():
+            reached = with_interval(scaled(attained, TEXTS[name][2]), 4)
+            about = (other["policy"], _name(name), "none", reached, "", best, revenue, gap)
+            rows.append((*about, *_times(other), ""))
     return head, rows
 
 
@@ -243,7 +247,7 @@ def answer(summary: dict[str, Any]) -> str:
 
 def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
     """The frontiers, and the simulations, a row a point; units of an indicator by point."""
-    frontiers, rows = summary["frontiers"], summary["rows"]
+    frontiers, rows, others = summary["frontiers"], summary["rows"], summary["others"]
     money = {"units": "money/s per GPU"}
     names = [name for name, frontier in frontiers.items() for _ in frontier["limit"]]
 
@@ -276,18 +280,21 @@ def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
                 **estimate_variables("revenue_bundled", ["point"], [row["revenue_bundled"] for row in rows]),
             }
         ),
-        REFERENCE: xr.Dataset(
+        "others": xr.Dataset(
             {
                 **estimate_variables(
                     "attained",
-                    ["indicator"],
-                    list(summary["reference"]["attained"].values()),
+                    ["policy", "indicator"],
+                    [list(other["attained"].values()) for other in others],
                     "in indicator_units",
                     "the indicator as simulated",
                 ),
-                **estimate_variables("revenue_bundled", [], summary["reference"]["revenue_bundled"]),
+                **estimate_variables(
+                    "revenue_bundled", ["policy"], [other["revenue_bundled"] for other in others]
+                ),
             },
             {
+                "policy": [other["policy"] for other in others],
                 "indicator": list(frontiers),
                 "indicator_units": ("indicator", [INDICATORS[name] for name in frontiers]),
             },
@@ -306,10 +313,9 @@ def _draw(summary: dict[str, Any], looks: list[tuple[str, str]], name: str) -> F
     title, label, factor = TEXTS[name]
     frontier = summary["frontiers"][name]
     rows = [row for row in summary["rows"] if row["indicator"] == name]
-    reference = summary["reference"]
     axes.plot([factor * limit for limit in frontier["limit"]], frontier["revenue"], color="black",
               linewidth=1.2, label="best plan under the limit")  # fmt: skip
-    (colour, marker), (other, star) = looks[0], looks[1]
+    (colour, marker), *others = looks
     for row in rows:
         reached = factor * row["attained"]["mean"], row["revenue_bundled"]["mean"]
         axes.plot(
@@ -335,20 +341,21 @@ def _draw(summary: dict[str, Any], looks: list[tuple[str, str]], name: str) -> F
             axes,
             [scaled(row[TIMES[0]], factor) for row in rows],
             [row["revenue_bundled"] for row in rows],
-            color=looks[2][0],
-            marker=looks[2][1],
+            color=colour,
+            marker="_",
             linestyle="none",
             label="the same, over occupied slots",
         )
-    draw_points(
-        axes,
-        [scaled(reference["attained"][name], factor)],
-        [reference["revenue_bundled"]],
-        color=other,
-        marker=star,
-        linestyle="none",
-        label=f"{REFERENCE}, n = {n_gpus}",
-    )
+    for other, (look, shape) in zip(summary["others"], others, strict=False):
+        draw_points(
+            axes,
+            [scaled(other["attained"][name], factor)],
+            [other["revenue_bundled"]],
+            color=look,
+            marker=shape,
+            linestyle="none",
+            label=f"{other['policy']}, n = {n_gpus}",
+        )
     axes.set_xlabel(label)
     axes.set_ylabel("bundled revenue per GPU and second")
     axes.set_title(f"{title} (95 % intervals)")

@@ -23,14 +23,14 @@ from ._progress import progress_bars
 from ._report_page import write_page
 from ._stored_summary import write_summary
 from ._study_report import study_html
-from ._summary import environment_dict, instance_dict
+from ._summary import RUN_FACTS, run_facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUMMARY_FILE = "experiment.json"
 
-FIELDS = ("experiment", "command", "quick", "seed", "instance", "environment", "finished", "seconds")
+FIELDS = ("experiment", "quick", *RUN_FACTS)
 """What the summary of every study holds, whatever it found."""
 
 
@@ -92,13 +92,8 @@ class Experiment:
             found = self.module.run(instance, quick=quick, seed=seed, kept=out / "kept", bars=bars)
         summary = {
             "experiment": self.name,
-            "command": command,
             "quick": quick,
-            "seed": seed,
-            "instance": instance_dict(instance),
-            "environment": environment_dict(),
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            "seconds": time.perf_counter() - started,
+            **run_facts(instance, command, seed, started),
             **found,
         }
         stored = write_summary(summary, out / SUMMARY_FILE)

@@ -22,21 +22,19 @@ from ._memory import check_memory
 from ._plan import solve_plan
 from ._policy.base import Policy
 from ._policy.presets import PRESETS, TABLE
+from ._policy.shipped import TUNED
 from ._portrait import portrait
 from ._progress import ProgressBars
 from ._report import RUN_FILE, write_report
 from ._result import QUANTITIES, Result
 from ._stored_summary import write_summary
-from ._summary import comparison_dicts, environment_dict, instance_dict, plan_dict
+from ._summary import comparison_dicts, plan_dict, run_facts
 
 DEFAULT_POLICIES = tuple(PRESETS)
 """The policies that are measured."""
 
 BASELINE = "sarathi"
 """What the other policies are compared with: chunked prefill as serving systems do it today."""
-
-TUNED = "tuned"
-"""The name of a tuned policy among the presets."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +143,7 @@ def run_main_job(
     paths = [_sample_path(engine, instance, made[name], effort, seed, bars) for name in shown]
     summary = {
         "format": 1,
-        "command": command,
-        "seed": seed,
         "effort": asdict(effort),
-        "instance": instance_dict(instance),
         "plan": plan_dict(instance, plan),
         "policies": [row for row in TABLE if row["name"] in made] + _tuned_rows(tuned),
         "records": [result.to_dict(plan) for result in results.values()],
@@ -156,9 +151,7 @@ def run_main_job(
         "comparisons": comparison_dicts(results, baseline),
         "sample_paths": paths,
         "portrait": None if tuned is None else portrait(tuned, instance, plan, effort.sizes[-1].n_gpus),
-        "environment": environment_dict(),
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "seconds": time.perf_counter() - started,
+        **run_facts(instance, command, seed, started),
     }
     return MainJob(summary, instance, results)
 

@@ -9,13 +9,14 @@ from typing import Any
 from . import _report_page as page
 from ._figures import draw_figures, save_figures
 from ._report_sections import Summary, cluster_and_requests, how_to_repeat, source
+from ._summary import RUN_FACTS
 
 RUN_FILE = "run.json"
 """The file that every output of the main job holds: the summary."""
 
 FIELDS = (
-    "command", "seed", "effort", "instance", "plan", "policies", "records", "baseline", "comparisons",
-    "sample_paths", "portrait", "environment", "finished", "seconds",
+    *RUN_FACTS, "effort", "plan", "policies", "records", "baseline", "comparisons", "sample_paths",
+    "portrait",
 )  # fmt: skip
 """What the report is made of."""
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,22 @@ def comparison_dicts(
         if len(labelled) > 1:
             rows.append({"gpus": n_gpus, **compare(labelled, baseline).to_dict()})
     return rows
+
+
+RUN_FACTS = ("command", "seed", "instance", "environment", "finished", "seconds")
+"""What `run_facts` holds: enough to do it again."""
+
+
+def run_facts(instance: Instance, command: str, seed: int, started: float) -> dict[str, Any]:
+    """What was run, on what, and for how long; `started`: `time.perf_counter()` at its beginning."""
+    return {
+        "command": command,
+        "seed": seed,
+        "instance": instance_dict(instance),
+        "environment": environment_dict(),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def environment_dict() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ._policy.load import load_policy
 from ._pricing import SCHEMES
 from ._result import Result
 from ._simulate import Engine, Progress
+from ._sweep_data import grid_axes, sweep_dataset
 
 MAX_POINTS = 100_000
 """Points beyond which a grid is taken for a mistake."""
@@ -56,35 +57,11 @@ class Sweep:
     @property
     def grid(self) -> dict[str, np.ndarray] | None:
         """The values of each path, sorted, when the points are all combinations of them; else None."""
-        axes = {path: np.unique([point[path] for point in self.points]) for path in self.paths}
-        full = len(self.points) == np.prod([len(values) for values in axes.values()])
-        distinct = len({tuple(point.values()) for point in self.points}) == len(self.points)
-        return axes if full and distinct else None
+        return grid_axes(list(self.points))
 
     def to_xarray(self) -> xr.Dataset:
-        """Both revenues, their gaps and bounds with 95 % intervals, abandonment and utilisation.
-
-        Dimensions `policy`, `gpus`, `point`; the values of each path are coordinates of `point`.
-        """
-        shape = (len(self.policies), len(self.sizes), len(self.points))
-        columns: dict[str, np.ndarray] = {}
-
-        def put(name: str, where: tuple[int, int, int], value: float) -> None:
-            columns.setdefault(name, np.full(shape, np.nan))[where] = value
-
-        for (k, policy, n_gpus), result in self.results.items():
-            where = (self.policies.index(policy), self.sizes.index(n_gpus), k)
-            for scheme in SCHEMES:
-                put(f"bound_{scheme}", where, float(result.bound(scheme)))
-            for name, estimate in _estimates(result).items():
-                put(name, where, float(estimate.mean))
-                put(f"{name}_low", where, float(estimate.ci95[0]))
-                put(f"{name}_high", where, float(estimate.ci95[1]))
-        dimensions = ("policy", "gpus", "point")
-        data = {name: (dimensions, values, {"units": _unit(name)}) for name, values in columns.items()}
-        coordinates: dict[str, Any] = {"policy": list(self.policies), "gpus": list(self.sizes)}
-        coordinates |= {path: ("point", [point[path] for point in self.points]) for path in self.paths}
-        return xr.Dataset(data, coordinates, {"instance": self.instance.name})
+        """See `sweep_dataset`."""
+        return sweep_dataset(self.to_dict()).assign_attrs(instance=self.instance.name)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a record for each point, policy and size."""
@@ -212,10 +189,6 @@ def _estimates(result: Result) -> dict[str, Any]:
     found = {f"revenue_{scheme}": getattr(result, f"revenue_{scheme}") for scheme in SCHEMES}
     found |= {f"gap_{scheme}": result.gap(scheme=scheme) for scheme in SCHEMES}
     return found | {"slot_utilisation": result.slot_utilisation}
-
-
-def _unit(name: str) -> str:
-    return "money per GPU and second" if name.startswith(("revenue", "bound")) else "1"
 
 
 def _record(result: Result) -> dict[str, Any]:

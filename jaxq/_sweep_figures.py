@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,24 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ._figures import COLOURS, MARKERS, STYLE, WIDTH
-
-if TYPE_CHECKING:
-    from ._sweep import Sweep
+from ._sweep_data import grid_axes, sweep_dataset
 
 PANEL = 2.5
 """Inches of a heat map, each way."""
 
 
-def sweep_figures(sweep: Sweep) -> dict[str, Figure]:
+def sweep_figures(summary: Mapping[str, Any]) -> dict[str, Figure]:
     """Figures by name, one for each number of GPUs; none where more than two numbers vary, or two that do not
     form a grid."""
-    data, scheme = sweep.to_xarray(), sweep.instance.pricing.scheme
+    data, scheme = sweep_dataset(summary), summary["instance"]["pricing"]["scheme"]
+    paths, grid, sizes = list(summary["points"][0]), grid_axes(summary["points"]), data.gpus.values.tolist()
     with matplotlib.rc_context(STYLE):
-        if len(sweep.paths) == 1:
-            return {f"lines_n{n}": _lines(data.sel(gpus=n), sweep.paths[0], scheme) for n in sweep.sizes}
-        grid = sweep.grid
-        if len(sweep.paths) == 2 and grid is not None:
-            return {f"map_n{n}": _maps(data.sel(gpus=n), grid, scheme) for n in sweep.sizes}
+        if len(paths) == 1:
+            return {f"lines_n{n}": _lines(data.sel(gpus=n), paths[0], scheme) for n in sizes}
+        if len(paths) == 2 and grid is not None:
+            return {f"map_n{n}": _maps(data.sel(gpus=n), grid, scheme) for n in sizes}
     return {}
 
 

@@ -1,7 +1,9 @@
-"""Summaries of a main job and of a study with made-up numbers: as large as real ones, and nothing is run."""
+"""Summaries of a run, a study, a sweep and a sizing with made-up numbers: as large as real ones, and nothing
+is run."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from jaxq import _main_job as main_job
 from jaxq._experiments import SUMMARY_FILE, experiment
 from jaxq._report import RUN_FILE, write_report
 from jaxq._result import QUANTITIES
+from jaxq._sizing_report import SIZE_FILE, write_sizing_report
 from jaxq._stored_summary import write_summary
 from jaxq._summary import environment_dict, instance_dict, plan_dict
+from jaxq._sweep_report import SWEEP_FILE, write_sweep_report
 from jaxq.policies import PRESETS, TABLE
 
 REFERENCE = Path(__file__).parents[1] / "experiments" / "instances" / "a100_qwen8b_two_class.toml"
@@ -39,6 +43,87 @@ def written_study(folder: Path) -> Path:
     """The folder of an asymptotic study, but for its data: experiment.json, the figures and the report."""
     summary = write_summary(study_summary(), folder / SUMMARY_FILE)
     return experiment("asymptotics").write_report(summary, folder)
+
+
+def written_sweep(folder: Path) -> Path:
+    """The folder of a sweep, but for its instance."""
+    return write_sweep_report(write_summary(sweep_summary(), folder / SWEEP_FILE), folder)
+
+
+def written_sizing(folder: Path) -> Path:
+    """The folder of a sizing, but for its instance."""
+    return write_sizing_report(write_summary(sizing_summary(), folder / SIZE_FILE), folder)
+
+
+def sweep_summary() -> dict[str, Any]:
+    """As in sweep.json: four policies over 9 x 3 points."""
+    paths = ("classes.0.arrival_rate", "hardware.batch_size")
+    points = [
+        dict(zip(paths, values, strict=True))
+        for values in itertools.product(np.linspace(0.3, 0.7, 9).tolist(), (8, 16, 32))
+    ]
+    records = [
+        {
+            "point": point,
+            "policy": name,
+            "gpus": 50,
+            "replications": 32,
+            "bound": {"bundled": 300.0, "separate": 310.0},
+            **{f"revenue_{scheme}": _estimate(280.0 - k - j) for scheme in ("bundled", "separate")},
+            **{f"gap_{scheme}": _estimate((k + j) / 300) for scheme in ("bundled", "separate")},
+            "slot_utilisation": _estimate(0.9),
+        }
+        for j, name in enumerate(SHOWN[:4])
+        for k, point in enumerate(points)
+    ]
+    return _told("jaxq sweep cluster.toml --set hardware.batch_size=8,16,32") | {
+        "instance": instance_dict(_instance()),
+        "points": points,
+        "records": records,
+        "horizon": 400.0,
+        "warmup": 150.0,
+        "replications": 32,
+        "engine": "cluster engine, exact jump chain",
+    }
+
+
+def sizing_summary() -> dict[str, Any]:
+    """As in size.json: three sizes."""
+    tested = [
+        {
+            "gpus": n,
+            "verdict": verdict,
+            "replications": 128,
+            "share": _estimate(share),
+            "bounds": [share - 0.01, share + 0.01],
+            "level": 0.01,
+            "best_possible": 0.999,
+            "cautions": [],
+        }
+        for n, share, verdict in ((52, 0.97, "too few"), (53, 0.981, "suffices"), (56, 0.99, "suffices"))
+    ]
+    return _told("jaxq size cluster.toml --load 25,25 --target revenue=0.98 --out sizes") | {
+        "instance": instance_dict(_instance()),
+        "answer": "53 GPUs serve the load, and 52 do not (confidence 95 %).",
+        "gpus": 53,
+        "lower_bound": 52,
+        "confidence": 0.95,
+        "target": {
+            "quantity": "revenue",
+            "at_least": True,
+            "share": 0.98,
+            "measure": "share of the offered value",
+            "text": "at least 98 % of its value",
+        },
+        "policy": "price_and_pack",
+        "load": [25.0, 25.0],
+        "tested": tested,
+        "best_possible": [{"gpus": n, "share": min(1.0, n / 53)} for n in range(50, 58)],
+        "engine": "cluster engine, exact jump chain",
+        "cautions": ["56 GPUs did worse than 53."],
+        "horizon": 600.0,
+        "warmup": 200.0,
+    }
 
 
 def run_summary() -> dict[str, Any]:

@@ -58,6 +58,7 @@ def small_study(monkeypatch):
         warmup=20.0,
     )
     monkeypatch.setattr(module, "QUICK", effort)
+    monkeypatch.setattr("jaxq._policy.shipped.shipped_policy", lambda instance: None)
 
 
 def test_the_asymptotic_study_from_the_command_line(jaxq, workplace, small_study):
@@ -174,6 +175,7 @@ def test_the_charging_study_values_plans_and_policies_under_both_schemes(study, 
 def test_the_convergence_study_compares_with_the_plan_of_each_policy(study, monkeypatch):
     module = _experiments.experiment("convergence").module
     monkeypatch.setattr(module, "POLICIES", module.POLICIES[:2])
+    monkeypatch.setattr("jaxq._policy.shipped.shipped_policy", lambda instance: None)
     monkeypatch.setattr(module, "QUICK", module.SizesEffort(((5, 16), (10, 16)), **TINY))
     summary, _ = study("convergence")
     plans = summary["plans"]
@@ -231,7 +233,8 @@ def test_frontiers_are_known_at_some_limits_rising_and_concave(name, limits, rev
 
 def test_the_pareto_study_sets_simulated_points_beside_the_frontier(study, monkeypatch):
     module = _experiments.experiment("pareto").module
-    monkeypatch.setattr(module, "REFERENCE", "gate_and_route")
+    monkeypatch.setattr(module, "OTHERS", ("gate_and_route",))
+    monkeypatch.setattr("jaxq._policy.shipped.shipped_policy", lambda instance: None)
     monkeypatch.setattr(module, "QUICK", module.Effort(5, (0.5,), n_gpus=10, replications=16, **TINY))
     summary, _ = study("pareto")
     assert [row["indicator"] for row in summary["rows"]] == list(module.INDICATORS)
@@ -245,7 +248,8 @@ def test_the_pareto_study_sets_simulated_points_beside_the_frontier(study, monke
         )
     fair = summary["rows"][1]
     assert fair["attained"]["mean"] == pytest.approx(np.ptp(fair["decodes_solo"]["mean"]))
-    assert abs(summary["reference"]["revenue_bundled"]["mean"] - 282.95) < 14  # as in the study of charging
+    (other,) = summary["others"]
+    assert abs(other["revenue_bundled"]["mean"] - 282.95) < 14  # as in the study of charging
     with xr.open_dataset("pareto/simulated.nc") as simulated:
         assert simulated.attained_low.values.tolist() == [
             row["attained"]["ci95"][0] for row in summary["rows"]

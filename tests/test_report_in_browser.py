@@ -10,9 +10,13 @@ import pytest
 from jaxq._experiments import experiment
 from jaxq._figures import draw_figures, svg_texts
 from jaxq._report import report_html
+from jaxq._sizing_figure import sizing_figure
+from jaxq._sizing_report import sizing_html
 from jaxq._study_report import study_html
+from jaxq._sweep_figures import sweep_figures
+from jaxq._sweep_report import sweep_html
 
-from .summaries import run_summary, study_summary
+from .summaries import run_summary, sizing_summary, study_summary, sweep_summary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -63,12 +67,29 @@ def study_page() -> str:
     return study_html(study, summary, svg_texts(study.figures(summary)))
 
 
+def sweep_page() -> str:
+    summary = sweep_summary()
+    return sweep_html(summary, svg_texts(sweep_figures(summary)))
+
+
+def sizing_page() -> str:
+    summary = sizing_summary()
+    (svg,) = svg_texts({"sizing": sizing_figure(summary)}).values()
+    return sizing_html(summary, svg)
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """The file of each report, and how many figures it has."""
     folder = tmp_path_factory.mktemp("pages")
     files = {}
-    for name, html, figures in (("run", run_page(), 5), ("study", study_page(), 2)):
+    made = (
+        ("run", run_page(), 5),
+        ("study", study_page(), 2),
+        ("sweep", sweep_page(), 1),
+        ("sizing", sizing_page(), 1),
+    )
+    for name, html, figures in made:
         files[name] = (folder / f"{name}.html", figures)
         files[name][0].write_text(html, encoding="utf-8")
     return files
@@ -85,7 +106,7 @@ def browser():
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("name", ["run", "study"])
+@pytest.mark.parametrize("name", ["run", "study", "sweep", "sizing"])
 def test_a_report_is_legible_and_stands_alone(pages, browser, name, width):
     file, figures = pages[name]
     page = browser.new_page(viewport={"width": width, "height": 900})

@@ -401,9 +401,11 @@ def test_the_command_says_what_python_says_and_goes_on_from_what_it_kept(
     assert {name: summary[name] for name in ("answer", "gpus", "between", "lower_bound", "tested")} == {
         name: expected[name] for name in ("answer", "gpus", "between", "lower_bound", "tested")
     }
-    assert json.loads((workplace / "sized" / "size.json").read_text()) == summary
+    stored = json.loads((workplace / "sized" / "size.json").read_text())
+    assert stored.pop("sha256") and stored == summary
     names = files_below(workplace / "sized")
-    assert {"size.json", "sizing.svg", "sizing.png", f"kept/n{erlang.n_gpus}"} <= set(names)
+    written = {"instance.toml", "report.html", "size.json", "sizing.svg", "sizing.png"}
+    assert {*written, f"kept/n{erlang.n_gpus}"} <= set(names)
 
     from jaxq import ClusterEngine
 

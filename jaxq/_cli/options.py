@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,6 +125,17 @@ def command_line(
     """The line that repeats a command with the options that all long ones have, and some `more`."""
     words = ["jaxq", *command, *([] if file is None else [str(file)]), *(["--quick"] if quick else [])]
     return shlex.join([*words, *map(str, more), "--seed", str(seed), "--out", str(out)])
+
+
+def given(options: Mapping[str, object]) -> list[object]:
+    """The words of the options that have a value, and of flags (True), for `command_line`."""
+    words: list[object] = []
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, value]
+    return words
 
 
 def print_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""`jaxq report`: the report of a finished run or study, made again."""
+"""`jaxq report`: the report of a finished run, study, sweep or sizing, made again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from .options import Json, print_json
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder that `jaxq run` or `jaxq experiment` wrote.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder that `jaxq run`, `experiment`, `sweep` or `size --out` wrote."
+        ),
     ],
     json: Json = False,
 ) -> None:
-    """Make report.html and the figures of a finished run or study again, from what it keeps.
+    """Make report.html and the figures of a finished run, study, sweep or sizing again, from what it keeps.
 
-    Nothing is simulated: run.json or experiment.json in DIR is enough. A file that is missing or damaged is
-    named.
+    Nothing is simulated: run.json, experiment.json, sweep.json or size.json in DIR is enough. A file that is
+    missing or damaged is named.
 
     \b
     Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._errors import InputError
-from .._summary import write_json
 from .choices import check_times
 from .environment import configure_jax
-from .options import InstanceFile, Json, Seed, check_seed, print_json, read_instance, whole_numbers
+from .options import (
+    InstanceFile,
+    Json,
+    Seed,
+    check_seed,
+    command_line,
+    given,
+    print_json,
+    read_instance,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._instance import Instance
     from .._progress import ProgressBars
     from .._sizing import Sizing, Tested
     from .._sizing_target import AbstractTarget
@@ -24,7 +35,7 @@ if TYPE_CHECKING:
 UNREACHED = 1
 """Exit code when no size up to the largest one was shown to suffice."""
 
-SUMMARY, FIGURE, KEPT = "size.json", "sizing", "kept"
+KEPT = "kept"
 
 Load = Annotated[
     str,
@@ -61,8 +72,8 @@ OutFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder for size.json, the figure, and replications as they finish; the same command goes on "
-        "from what it holds.",
+        help="Folder for report.html, size.json, the figure, and replications as they finish; the same "
+        "command goes on from what it holds.",
     ),
 ]
 
@@ -108,7 +119,10 @@ def size(
     from .._progress import progress_bars
     from .._simulate import StatisticsWarning
     from .._sizing import checked_load, size_cluster
+    from .._summary import run_facts
+    from .tables import print_text
 
+    started = time.perf_counter()
     asked = {"load": checked_load(instance, _rates(load), "--load"), "target": _target(target, each_class)}
     if out is not None:
         writable_folder(out)
@@ -133,12 +147,21 @@ def size(
         for line in found.cautions:
             bars.note(f"jaxq: warning: {line}")
     summary = {**found.to_dict(), "seed": seed, "horizon": horizon, "warmup": warmup}
+    report = None
     if out is not None:
-        _write(summary, out)
+        options = {"--load": load, "--target": target, "--each-class": each_class, "--policy": policy,
+                   "--confidence": confidence, "--max-gpus": max_gpus, "--replications": replications,
+                   "--max-replications": max_replications, "--horizon": horizon,
+                   "--warmup": warmup}  # fmt: skip
+        command = command_line(["size"], file, False, *given(options), seed=seed, out=out)
+        summary |= run_facts(instance, command, seed, started)
+        report = _write(summary, instance, out)
     if json:
         print_json(summary)
     else:
-        _print(found)
+        _print(found, summary)
+        if report is not None:
+            print_text(f"Report: {report}")
     if found.most is None:
         raise typer.Exit(UNREACHED)
 
@@ -201,36 +224,34 @@ class _Watch:
         self.show(done, total)
 
     def report(self, tested: Tested) -> None:
+        from .._sizing_report import percent
+
+        share = percent(tested.estimate.to_dict())
         self.bars.note(
-            f"{tested.n_gpus} GPUs, {tested.replications} replications: {percent(tested)} %, {tested.verdict}"
+            f"{tested.n_gpus} GPUs, {tested.replications} replications: {share} %, {tested.verdict}"
         )
 
 
-def percent(tested: Tested) -> str:
-    """The measured share with its 95 % interval, in %; of each class where each has the limit."""
-    means, widths = 100 * tested.estimate.mean.ravel(), 100 * tested.estimate.half_width.ravel()
-    return ", ".join(f"{mean:.3f} ± {width:.3f}" for mean, width in zip(means, widths, strict=True))
+def _write(summary: dict[str, Any], instance: Instance, folder: Path) -> Path:
+    """The summary, the instance, the figure and the report; returns where the report is."""
+    from .._instance_file import instance_to_toml
+    from .._output import writing
+    from .._sizing_report import SIZE_FILE, write_sizing_report
+    from .._stored_summary import write_summary
+
+    with writing(folder):
+        (folder / "instance.toml").write_text(instance_to_toml(instance), encoding="utf-8")
+        return write_sizing_report(write_summary(summary, folder / SIZE_FILE), folder)
 
 
-def _write(summary: dict[str, Any], folder: Path) -> None:
-    from .._figures import save_figures
-    from .._sizing_figure import sizing_figure
-
-    save_figures({FIGURE: sizing_figure(summary)}, folder)
-    write_json(summary, folder / SUMMARY)
-
-
-def _print(found: Sizing) -> None:
+def _print(found: Sizing, summary: dict[str, Any]) -> None:
     """The answer, and a table of the sizes that were tested."""
+    from .._sizing_report import tested_table
     from .tables import print_table, print_text
 
     print_text(found.answer)
-    headings = ("GPUs", f"{found.target.measure}, %", "best possible, %", "replications", "verdict")
-    rows = [
-        (str(t.n_gpus), percent(t), f"{100 * t.best:.3f}", str(t.replications), t.verdict)
-        for t in found.tested
-    ]
-    print_table(headings, rows, texts=("verdict",), title="Sizes that were tested, 95 % intervals")
+    title = "Sizes that were tested, 95 % intervals"
+    print_table(*tested_table(summary), texts=("verdict",), title=title)
     if found.target.at_least and found.most is not None:
         chosen = next(t for t in found.tested if t.n_gpus == found.most).share_of_best
         print_text(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,8 @@ from .options import (
     Json,
     Seed,
     check_seed,
+    command_line,
+    given,
     policy_references,
     print_json,
     read_instance,
@@ -24,9 +27,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .._sweep import Number, Point, Sweep
-
-DATA, SUMMARY = "sweep", "sweep.json"
+    from .._instance import Instance
+    from .._sweep import Number, Point
 
 
 def sweep(
@@ -64,8 +66,9 @@ def sweep(
 
     A path is the place of a number in the instance's file: hardware.batch_size, pricing.decode,
     classes.0.arrival_rate, or classes.*.arrival_rate for all classes. All points run together, in one
-    compiled program for each kind of policy. Written to DIR: sweep.nc, sweep.csv, sweep.json, and a figure
-    for each number of GPUs where one or two numbers vary. The same command goes on after an interruption.
+    compiled program for each kind of policy. Written to DIR: report.html, sweep.nc, sweep.csv, sweep.json,
+    and a figure for each number of GPUs where one or two numbers vary. The same command goes on after an
+    interruption.
 
     \b
     Examples:
@@ -80,20 +83,27 @@ def sweep(
     if bool(set_) == (points is not None):
         raise InputError("--set, --points: expected one of the two, as in --set hardware.batch_size=8,16,32")
     instance = read_instance(file)
-    given = asked_points(set_ or [], points)
+    varied_points = asked_points(set_ or [], points)
     made = make_engine(engine, stepper, dt)
     configure_jax()
     from .._output import writable_folder
     from .._progress import progress_bars
+    from .._summary import run_facts
     from .._sweep import sweep as run_sweep
 
     folder = Path("jaxq-sweeps") / instance.name if out is None else out
+    options = {"--points": points, "--policy": policy, "--gpus": gpus, "--replications": replications,
+               "--horizon": horizon, "--warmup": warmup, "--engine": engine, "--stepper": stepper,
+               "--dt": dt}  # fmt: skip
+    varied = [part for setting in set_ or [] for part in ("--set", setting)]
+    command = command_line(["sweep"], file, False, *varied, *given(options), seed=seed, out=folder)
+    started = time.perf_counter()
     writable_folder(folder)
-    label = f"{len(given)} points, {len(references)} policies, {len(sizes)} sizes"
+    label = f"{len(varied_points)} points, {len(references)} policies, {len(sizes)} sizes"
     with progress_bars(1) as bars, bars.warnings_as_notes():
         found = run_sweep(
             instance,
-            given,
+            varied_points,
             references,
             sizes,
             horizon=horizon,
@@ -105,11 +115,19 @@ def sweep(
             out=folder / "kept",
         )
         bars.finish(f"{label}: done")
-    _write(found, folder, seed)
+    summary = {
+        **found.to_dict(),
+        **run_facts(instance, command, seed, started),
+        "horizon": horizon,
+        "warmup": warmup,
+        "replications": replications,
+        "engine": next(iter(found.results.values())).engine_description,
+    }
+    report = _write(summary, instance, folder)
     if json:
-        print_json({**found.to_dict(), "seed": seed})
+        print_json(summary)
     else:
-        _print(found, folder)
+        _print(summary, report)
 
 
 def asked_points(settings: Sequence[str], file: Path | None) -> list[Point]:
@@ -152,34 +170,25 @@ def values_of(text: str, option: str) -> list[Number]:
     return values
 
 
-def _write(found: Sweep, folder: Path, seed: int) -> None:
-    """The data as netCDF and CSV, the summary, and the figures."""
-    from .._figures import save_figures
-    from .._summary import environment_dict, instance_dict, write_json
-    from .._sweep_figures import sweep_figures
+def _write(summary: dict[str, Any], instance: Instance, folder: Path) -> Path:
+    """The summary, the instance, the data, the figures and the report; returns where the report is."""
+    from .._instance_file import instance_to_toml
+    from .._output import writing
+    from .._stored_summary import write_summary
+    from .._sweep_report import SWEEP_FILE, write_sweep_report
 
-    data = found.to_xarray()
-    data.to_netcdf(folder / f"{DATA}.nc", engine="netcdf4")
-    data.to_dataframe().reset_index().to_csv(folder / f"{DATA}.csv", index=False)
-    save_figures(sweep_figures(found), folder)
-    about = {"instance": instance_dict(found.instance), "environment": environment_dict(), "seed": seed}
-    write_json({**found.to_dict(), **about}, folder / SUMMARY)
+    with writing(folder):
+        (folder / "instance.toml").write_text(instance_to_toml(instance), encoding="utf-8")
+        return write_sweep_report(write_summary(summary, folder / SWEEP_FILE), folder)
 
 
-def _print(found: Sweep, folder: Path) -> None:
+def _print(summary: dict[str, Any], report: Path) -> None:
     """The gaps of each policy over the points, for a person."""
+    from .._sweep_report import answer, gap_table
     from .tables import print_table, print_text
 
-    scheme = found.instance.pricing.scheme
-    gaps = 100 * found.to_xarray()[f"gap_{scheme}"]
-    rows = [
-        (policy, str(n), *(f"{float(value):.2f}" for value in (own.min(), own.mean(), own.max())))
-        for policy in found.policies
-        for n in found.sizes
-        for own in [gaps.sel(policy=policy, gpus=n)]
-    ]
-    head = ("policy", "GPUs", "smallest gap, %", "mean", "largest")
-    print_table(
-        head, rows, title=f"Gap to the best possible {scheme} revenue over {len(found.points)} points"
-    )
-    print_text(f"Data, figures and numbers: {folder}")
+    scheme, count = summary["instance"]["pricing"]["scheme"], len(summary["points"])
+    title = f"Gap to the best possible {scheme} revenue over {count} points"
+    print_table(*gap_table(summary), title=title)
+    print_text(answer(summary))
+    print_text(f"Report: {report}")

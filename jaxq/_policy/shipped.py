@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 
 from .._instance import Instance
@@ -9,6 +11,10 @@ from .._presets import bundled_folder
 from .base import Policy
 from .load import load_policy
 from .policy_file import SUFFIX, read_policy_file
+from .presets import PRESETS
+
+TUNED = "tuned"
+"""The name of a tuned policy among the presets."""
 
 
 def shipped_policy(instance: Instance) -> Policy | None:
@@ -19,3 +25,10 @@ def shipped_policy(instance: Instance) -> Policy | None:
                 if read_policy_file(path).instance["fingerprint"] == instance.fingerprint():
                     return load_policy(str(path), instance)
     return None
+
+
+def compared_policies(instance: Instance, names: Sequence[str]) -> dict[str, Policy]:
+    """Presets by name, and as the last `TUNED`, if a tuned policy ships for the instance."""
+    made = {name: PRESETS[name](instance) for name in names}
+    tuned = shipped_policy(instance)
+    return made if tuned is None else made | {TUNED: replace(tuned, name=TUNED)}
