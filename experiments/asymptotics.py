@@ -204,11 +204,11 @@ def _fits(rows: list[dict[str, Any]], effort: Effort) -> Iterator[dict[str, Any]
         ]
         for scheme in SCHEMES:
             gaps = [row[f"gap_{scheme}"] for row in used]
-            data = [
+            data = (
                 np.array([float(row["gpus"]) for row in used]),
                 np.array([gap["mean"] for gap in gaps]),
                 np.array([gap["standard_error"] for gap in gaps]),
-            ]
+            )
             at_infinity = limit[f"gap_{scheme}"]["mean"]
             fixed, free = fit_power_law(*data, limit=at_infinity), fit_power_law(*data)
             yield {

@@ -47,9 +47,9 @@ MEASURE = """() => {
       const box = svg.getBoundingClientRect();
       const scale = box.width / svg.viewBox.baseVal.width;
       const texts = [...svg.querySelectorAll("text, tspan")];
-      const drawn = [...svg.querySelectorAll("path")].filter((p) => p.getBoundingClientRect().width > 0);
+      const drawn = [...svg.querySelectorAll("path, use, image")].filter((p) => p.getBoundingClientRect().width > 0);
       return {
-        width: box.width, height: box.height, paths: drawn.length, texts: texts.length,
+        width: box.width, height: box.height, marks: drawn.length, texts: texts.length,
         least: Math.min(...texts.map((text) => scale * size(text))),
       };
     }),
@@ -124,7 +124,7 @@ def test_a_report_is_legible_and_stands_alone(pages, browser, name, width):
     assert len(found["figures"]) == figures
     for figure in found["figures"]:
         assert min(width - 40, 500) <= figure["width"] <= width - 32 and figure["height"] > 100, figure
-        assert figure["paths"] > 20 and figure["texts"] > 10 and figure["least"] >= 7, figure
+        assert figure["marks"] > 20 and figure["texts"] > 10 and figure["least"] >= 7, figure
 
 
 def test_a_wide_figure_is_scrolled_and_not_shrunk(browser, tmp_path):
