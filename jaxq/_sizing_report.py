@@ -87,7 +87,7 @@ def _asked(summary: Summary) -> Iterator[str]:
     yield page.table(("class of requests", "requests per second, in all"), rows)
     yield page.paragraph(
         f"Each size is simulated for {summary['horizon']:g} s from an empty cluster, of which the first "
-        f"{summary['warmup']:g} are discarded, until its replications decide. {summary['engine']}. The "
+        f"{summary['warmup']:g} are discarded, until its replications decide; {summary['engine']}. The "
         "search takes for granted that more GPUs never do worse."
     )
     yield page.paragraph(f"Instance: {summary['instance']['name']}; its own arrival rates are not used.")

@@ -47,7 +47,8 @@ MEASURE = """() => {
       const box = svg.getBoundingClientRect();
       const scale = box.width / svg.viewBox.baseVal.width;
       const texts = [...svg.querySelectorAll("text, tspan")];
-      const drawn = [...svg.querySelectorAll("path, use, image")].filter((p) => p.getBoundingClientRect().width > 0);
+      const marks = [...svg.querySelectorAll("path, use, image")];
+      const drawn = marks.filter((mark) => mark.getBoundingClientRect().width > 0);
       return {
         width: box.width, height: box.height, marks: drawn.length, texts: texts.length,
         least: Math.min(...texts.map((text) => scale * size(text))),
