@@ -41,7 +41,6 @@ from jaxq.policies import PRESETS
 from . import oracles
 
 INSTANCES = Path(__file__).parents[1] / "experiments" / "instances"
-LEVELS = ("configuration", "pooled")
 QUICK_LEVELS = (pytest.param("configuration", marks=pytest.mark.slow), "pooled")
 PARTITIONED = oracles.PARTITIONED
 
@@ -117,9 +116,8 @@ def test_the_bound_holds_and_smoothing_vanishes_in_proportion_to_the_width():
 # One level against the other, and against the cluster engine.
 
 
-@pytest.mark.parametrize(
-    "policy", ["gate_and_route", *(pytest.param(name, marks=pytest.mark.slow) for name in PARTITIONED[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", PARTITIONED)
 def test_levels_agree_where_the_mixed_group_is_always_busy(policy):
     instance = small_reference(arrival_rate=[1.0, 1.0])
     assert stages(steady(instance, policy)) == pytest.approx(
@@ -285,8 +283,22 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
-@pytest.mark.parametrize("level", LEVELS)
+QUICK_STATES = [("sli_gate_and_route", "configuration"), ("sarathi", "configuration")]
+"""One policy with and one without a partition; the pooled level takes next to no time."""
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        *((name, "pooled") for name in MADE),
+        *QUICK_STATES,
+        *(
+            pytest.param(name, "configuration", marks=pytest.mark.slow)
+            for name in MADE
+            if (name, "configuration") not in QUICK_STATES
+        ),
+    ],
+)
 def test_requests_and_gpus_are_conserved(name, level):
     """In any state, whatever the policy: what changes is what arrives less what leaves."""
     instance = small_reference()

@@ -87,6 +87,7 @@ def assert_full(outcome: tuple[int, str, str], *expected: str) -> None:
         assert text in last, err
 
 
+@pytest.mark.slow
 def test_simulate_goes_on_from_what_is_kept(jaxq, workplace):
     tiny_file()
     folder = Path("runs") / "gate_and_route_n2"

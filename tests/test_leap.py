@@ -100,6 +100,7 @@ def test_counts_at_the_ends():
     assert not np.asarray(counts.poisson(jnp.zeros(2), ends)).any()
 
 
+@pytest.mark.slow
 def test_bias_is_of_first_order_in_the_step():
     """M/M/1 before decodes, whose long queue is known in closed form: halving the step halves the bias.
 

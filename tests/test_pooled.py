@@ -109,8 +109,22 @@ def test_engines_share_their_arrivals():
     assert np.array_equal(records[0].arrivals.sum(axis=0), records[1].arrivals.sum(axis=0))
 
 
-@pytest.mark.parametrize("n_gpus", [1, 30, 1_000_000])
-@pytest.mark.parametrize("policy", ["gate_and_route", "sli_gate_and_route"])
+SLOW = [
+    ("gate_and_route", 1),
+    ("gate_and_route", 30),
+    ("sli_gate_and_route", 1),
+    ("sli_gate_and_route", 1_000_000),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "n_gpus"),
+    [
+        ("gate_and_route", 1_000_000),
+        ("sli_gate_and_route", 30),
+        *(pytest.param(*further, marks=pytest.mark.slow) for further in SLOW),
+    ],
+)
 def test_a_step_keeps_requests_and_capacities(policy, n_gpus):
     """Whatever the counts, within capacity: decisions of one step break no limit and lose nobody."""
     instance = oracles.reference_cluster().instance()
@@ -168,12 +182,14 @@ def chain_of(instance, policy, n_gpus: int, replications: int) -> leap.Chain:
     return leap.Chain(device_policy(policy), numbers, keys, shape, "hash")
 
 
-def test_results_do_not_depend_on_blocks():
+@pytest.mark.parametrize(
+    "stepper", [pytest.param(Exact(), marks=pytest.mark.slow), Leap()], ids=["exact", "leap"]
+)
+def test_results_do_not_depend_on_blocks(stepper):
     instance = oracles.reference_cluster().instance()
     given = {"horizon": 5.0, "warmup": 1.0, "replications": 24, "engine": PooledEngine, "n_windows": 4}
-    for stepper in (Exact(), Leap()):
-        whole = run(instance, "gate_and_route", 100, stepper=stepper, **given)
-        assert identical(whole, run(instance, "gate_and_route", 100, stepper=stepper, block=8, **given))
+    whole = run(instance, "gate_and_route", 100, stepper=stepper, **given)
+    assert identical(whole, run(instance, "gate_and_route", 100, stepper=stepper, block=8, **given))
 
 
 @pytest.mark.parametrize("mean", [300.0, 5e3, 1e6])

@@ -187,6 +187,7 @@ def test_blocks_change_no_bit_of_the_scores():
         Record.concatenate([parts[0], scored_run(scores=False)])
 
 
+@pytest.mark.slow
 def test_one_device_gives_the_scores_of_two():
     assert len(jax.devices()) == 2
     answer = subprocess.run(
