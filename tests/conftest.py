@@ -25,6 +25,14 @@ def pytest_configure(config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """All tests of a file in one worker, which traces and prepares what they share once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """An empty folder to work in, and a compilation cache that is not the user's."""
