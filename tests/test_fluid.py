@@ -23,11 +23,13 @@ from jaxq import (
     FluidEngine,
     InputError,
     Result,
+    ServiceLevels,
     StatisticsWarning,
     compare,
     load_result,
     policies,
     simulate,
+    solve_plan,
 )
 from jaxq._double_precision import double_precision
 from jaxq._engine.base import choose_pool, choose_start
@@ -103,6 +105,17 @@ def test_a_partition_of_the_plan_follows_the_plan(level):
         assert result.prefills.mean == pytest.approx(plan.x, abs=1e-5)
         assert result.prefill_queue.mean == pytest.approx(plan.q_prefill, abs=1e-4)
         assert result.gap(scheme=scheme).mean == pytest.approx(0.0, abs=1e-5)
+
+
+def test_limits_on_fairness_are_met_in_the_limit():
+    """The plan is reached, however tight the limit; two of these once had no steady state."""
+    instance = oracles.reference_cluster().instance()
+    for limit in (0.0, 0.015, 0.053, 0.1):
+        plan = solve_plan(instance, "bundled", service_levels=ServiceLevels(prefill_fairness=limit))
+        policy = PRESETS["sli_gate_and_route"](instance, plan)
+        found = simulate(instance, policy, horizon=math.inf, warmup=0, engine=FluidEngine(level="pooled"))
+        assert found.gap_to_plan(plan).mean == pytest.approx(0.0, abs=5e-6)
+        assert np.ptp(found.prefills.mean) == pytest.approx(limit, abs=1e-6)
 
 
 def test_the_bound_holds_and_smoothing_vanishes_in_proportion_to_the_width():

@@ -178,6 +178,8 @@ def _step(
 
     before = drift(flat)
     moved = flat + jnp.linalg.solve(jnp.eye(len(flat)) / seconds - jax.jacfwd(drift)(flat), before)
+    # Below zero nothing is there, and shares of what waits have no limit.
+    moved = jnp.maximum(moved, 0.0)
     after = drift(moved)
     error = jnp.max(jnp.abs((moved - flat) / seconds - after)) / jnp.max(jnp.abs(before))
     return unflatten(moved), jnp.max(jnp.abs(after)), error
@@ -193,7 +195,7 @@ def _narrowed(model: AbstractFluidModel, state: State, width: Width, narrower: W
         return ravel_pytree(model.balance(unflatten(flat), width))[0]
 
     slope = jnp.linalg.solve(jax.jacfwd(balance)(flat, width), jax.jacfwd(balance, 1)(flat, width))
-    return unflatten(flat - (narrower - width) * slope)
+    return unflatten(jnp.maximum(flat - (narrower - width) * slope, 0.0))
 
 
 @eqx.filter_jit
