@@ -1,9 +1,9 @@
-"""The leap stepper of the pooled engine: a step is tens of decisions at most, whatever the number of GPUs.
+"""The leap stepper of the pooled engine: a step is some tens of decisions, whatever the number of GPUs.
 
 A step draws how many of each event happen, and then takes decisions in turns: a turn decides for a block of
-GPUs or requests at once, so large that some tens of turns are enough. The last blocks of starts are ever
-smaller, so that a gate that balances classes has its balance at the end. Small clusters, whose blocks are of
-one, take their decisions one by one.
+GPUs or requests at once, so large that some ten turns are enough. The last blocks of starts are ever smaller,
+so that a gate that balances classes has its balance at the end. Small clusters, whose blocks are of one, take
+their decisions one by one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from .._policy.base import Pool
 from . import chain
 from .chain import AbstractPooledChain, Counts, Event, admitted, applied, counted, placed
 
-START_TURNS, PLACE_TURNS = 16, 8
+START_TURNS, PLACE_TURNS = 8, 8
 """Blocks in which the starts of a step are decided, and the places of its finished requests."""
+
+LAST_TURNS = 8
+"""The last blocks of starts are ever smaller, down to this part of the first."""
 
 GOLDEN = 0.6180339887
 """Blocks take their random numbers evenly spread: each by this much from the one before, modulo 1."""
@@ -120,6 +123,7 @@ class Chain(AbstractPooledChain):
         words = rand(Purpose.GATE)
         offers = class_sum(event.finished + event.arrived + event.ended_idle)
         largest = 1 + (jnp.minimum(offers, self.idle(state.counts)) - 1) // START_TURNS
+        smallest = 1 + largest // LAST_TURNS
 
         def useful(now: Starting) -> Array:
             waiting = class_sum(now.counts.prefill_queue) > 0
@@ -128,9 +132,13 @@ class Chain(AbstractPooledChain):
         def turn(now: Starting) -> Starting:
             counts = now.counts
             most = jnp.minimum(now.left, self.idle(counts))
-            block = jnp.maximum(1, jnp.minimum(largest, most // 2))
+            block = jnp.minimum(most, jnp.maximum(smallest, jnp.minimum(largest, most // 2)))
             uniform = self.uniform(words, now.turn, largest == 1)
-            choice = choose_start(self.policy, self.observe(counts), uniform)
+            # As half-way through the block: else a class that starts few is always ahead of its share.
+            half = jnp.minimum(counts.prefill_queue, block) // 2
+            seen = self.observe(counts)
+            seen = replace(seen, prefills=seen.prefills + half)
+            choice = choose_start(self.policy, seen, uniform)
             kind = one_hot(choice, self.shape.classes, useful(now))
             started = kind * jnp.minimum(counts.prefill_queue, block)
             used = jnp.where(class_sum(started) > 0, class_sum(started), block)
