@@ -76,14 +76,14 @@ class Effort:
     horizon: float
     warmup: float
     exact_below: int = 1_500
-    fineness: float = 5.0
+    fineness: float = 3.0
     fit_from: int = 30
     path_replications: int = 16
 
 
 FULL = Effort(
     tuple(PRESETS),
-    cluster=((10, 1024), (30, 512), (100, 256), (300, 128), (1_000, 64), (3_000, 12), (10_000, 4)),
+    cluster=((10, 1024), (30, 512), (100, 256), (300, 128), (1_000, 64), (3_000, 16)),
     pooled=((1_000, 256), (10_000, 128), (100_000, 64), (1_000_000, 32)),
     paths=(100, 10_000, 1_000_000),
     horizon=600.0,
