@@ -223,7 +223,8 @@ def _draw_revenue(summary: dict[str, Any], looks: list[tuple[str, str]]) -> Figu
 def _draw_stages(summary: dict[str, Any], looks: list[tuple[str, str]], shown: tuple[str, ...]) -> Figure:
     """A row a stage, a column a policy, a line a class; dashed: the plan."""
     plans, sizes = summary["plans"], sizes_of(summary)
-    figure = Figure(figsize=(WIDTH, 1.1 + 1.75 * len(shown)), layout="constrained")
+    width = max(WIDTH, 0.7 + 1.4 * len(plans))
+    figure = Figure(figsize=(width, 1.1 + 1.75 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), len(plans), sharex=True, sharey="row", squeeze=False)
     about = {stage: (planned, title) for stage, planned, title in STAGES}
     for row, stage in enumerate(shown):
