@@ -143,7 +143,7 @@ def test_the_charging_study_values_plans_and_policies_under_both_schemes(study, 
     alarm in 1e-4 of all seeds, and this seed is fixed."""
     module = _experiments.experiment("charging").module
     monkeypatch.setattr(module, "POLICIES", module.POLICIES[:2])
-    monkeypatch.setattr(module, "shipped_policy", lambda instance: None)
+    monkeypatch.setattr("jaxq._policy.shipped.shipped_policy", lambda instance: None)
     monkeypatch.setattr(module, "QUICK", module.SizesEffort(((5, 16), (10, 16)), **TINY))
     summary, _ = study("charging")
     bundled, separate = (summary["plans"][scheme] for scheme in ("bundled", "separate"))

@@ -10,7 +10,7 @@ import pytest
 
 from jaxq import InputError, load_instance, policies
 from jaxq._gradient.base import Experiment
-from jaxq._policy.shipped import shipped_policy
+from jaxq._policy.shipped import TUNED, compared_policies, shipped_policy
 from jaxq.policies import feedback, load_policy, neural, parameter_names, parameters, with_parameters
 
 from . import oracles
@@ -120,7 +120,11 @@ def test_the_policy_that_ships_for_an_instance_earns_more_than_the_published_one
     experiment = Experiment(instance, 20, 150.0, 50.0)
     gain = experiment.value(tuned, 32) - experiment.value(policies.gate_immediate(instance), 32)
     assert gain.mean() > 5 * gain.std(ddof=1) / np.sqrt(32)
-    assert shipped_policy(reference(arrival_rate=np.array([0.5, 0.6]))) is None
+    other = reference(arrival_rate=np.array([0.5, 0.6]))
+    assert shipped_policy(other) is None
+    assert list(compared_policies(other, ["sarathi"])) == ["sarathi"]
+    beside = compared_policies(instance, ["sarathi"])
+    assert [policy.name for policy in beside.values()] == list(beside) == ["sarathi", TUNED]
 
 
 @pytest.mark.parametrize(
