@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from jaxq import Case, Instance, IterationTime, Pricing, Result, Workload, compare, simulate_cases
 from jaxq._figures import WIDTH
+from jaxq._policy.presets import plain_plan
 from jaxq._progress import ProgressBars
 from jaxq.policies import PRESETS
 
@@ -128,6 +129,8 @@ def _row(
         "prompt_tokens": workload.prompt_tokens.tolist(),
         "output_tokens": workload.output_tokens.tolist(),
         "arrival_rate": workload.arrival_rate.tolist(),
+        # Those of price_and_pack; where all are 0, they tell it nothing.
+        "bid_prices": plain_plan(instance, require_no_decode_queue=True).bid_prices.tolist(),
         "optimum": float(next(iter(own.values())).bound()),
         "gaps": {name: result.gap().to_dict() for name, result in own.items()},
         "ahead": ahead,
@@ -182,7 +185,8 @@ def datasets(summary: dict[str, Any]) -> dict[str, xr.Dataset]:
     data: dict[str, Any] = {
         name: ("instance", [row[name] for row in rows], {"units": unit}) for name, unit in units.items()
     }
-    by_class = {"prompt_tokens": "tokens", "output_tokens": "tokens", "arrival_rate": "1/s per GPU"}
+    by_class = {"prompt_tokens": "tokens", "output_tokens": "tokens", "arrival_rate": "1/s per GPU",
+                "bid_prices": "money"}  # fmt: skip
     data |= {
         name: (("instance", "class"), [row[name] for row in rows], {"units": unit})
         for name, unit in by_class.items()
