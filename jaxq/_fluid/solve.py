@@ -178,8 +178,7 @@ def _step(
 
     before = drift(flat)
     moved = flat + jnp.linalg.solve(jnp.eye(len(flat)) / seconds - jax.jacfwd(drift)(flat), before)
-    # Below zero nothing is there, and shares of what waits have no limit.
-    moved = jnp.maximum(moved, 0.0)
+    moved = ravel_pytree(_with_queues(unflatten(moved)))[0]
     after = drift(moved)
     error = jnp.max(jnp.abs((moved - flat) / seconds - after)) / jnp.max(jnp.abs(before))
     return unflatten(moved), jnp.max(jnp.abs(after)), error
@@ -195,7 +194,13 @@ def _narrowed(model: AbstractFluidModel, state: State, width: Width, narrower: W
         return ravel_pytree(model.balance(unflatten(flat), width))[0]
 
     slope = jnp.linalg.solve(jax.jacfwd(balance)(flat, width), jax.jacfwd(balance, 1)(flat, width))
-    return unflatten(jnp.maximum(flat - (narrower - width) * slope, 0.0))
+    return _with_queues(unflatten(flat - (narrower - width) * slope))
+
+
+def _with_queues(state: State) -> State:
+    """The state with no queue below zero, where shares of what waits have no limit."""
+    queues = lambda state: (state.prefill_queue, state.decode_queue)  # noqa: E731
+    return eqx.tree_at(queues, state, jax.tree.map(lambda queue: jnp.maximum(queue, 0.0), queues(state)))
 
 
 @eqx.filter_jit
