@@ -107,6 +107,18 @@ def test_a_partition_of_the_plan_follows_the_plan(level):
         assert result.gap(scheme=scheme).mean == pytest.approx(0.0, abs=1e-5)
 
 
+def test_steps_towards_a_steady_state_keep_the_gpus():
+    """However long a step is, and wherever it ends: the shares of the GPUs add up to what they did."""
+    instance = small_reference()
+    with double_precision():
+        model = ConfigurationModel.of(instance, PRESETS["prioritize_and_route"](instance))
+        state = model.empty()
+        for seconds in (1e-3, 1.0, 1e3):
+            moved, _, _ = solve._step(model, state, jnp.asarray(1e-3), jnp.asarray(seconds))
+            assert float(jnp.sum(moved.gpus)) == pytest.approx(float(jnp.sum(state.gpus)), rel=1e-9)
+            assert moved.prefill_queue.min() >= 0 and moved.decode_queue.min() >= 0
+
+
 def test_limits_on_fairness_are_met_in_the_limit():
     """The plan is reached, however tight the limit; two of these once had no steady state."""
     instance = oracles.reference_cluster().instance()
@@ -129,8 +141,13 @@ def test_the_bound_holds_and_smoothing_vanishes_in_proportion_to_the_width():
 # One level against the other, and against the cluster engine.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", PARTITIONED)
+QUICK_AGREEMENT = "prioritize_and_route"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [name if name == QUICK_AGREEMENT else pytest.param(name, marks=pytest.mark.slow) for name in PARTITIONED],
+)
 def test_levels_agree_where_the_mixed_group_is_always_busy(policy):
     instance = small_reference(arrival_rate=[1.0, 1.0])
     assert stages(steady(instance, policy)) == pytest.approx(
