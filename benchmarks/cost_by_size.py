@@ -79,20 +79,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="numbers of GPUs")
+    parser.add_argument("--pooled", action="store_true", help="the pooled engine's column alone")
     options = parser.parse_args(arguments)
     configure_jax()
     warnings.simplefilter("ignore")
     instance = studied_instance("reference")
     policy = PRESETS[POLICY](instance)
     print(machine_line(machine()), file=sys.stderr)
-    cells = columns(instance, policy)
+    cells = {
+        name: cell
+        for name, cell in columns(instance, policy).items()
+        if not options.pooled or name.startswith("pooled")
+    }
     print(f"| n | {' | '.join(cells)} |\n|---|{'---|' * len(cells)}", flush=True)
     for n_gpus in map(int, options.sizes.split(",")):
         found = [cell(n_gpus) for cell in cells.values()]
         print(
             f"| {n_gpus:,} | " + " | ".join("" if f is None else f"{f:.3g}" for f in found) + " |", flush=True
         )
-    for level in ("pooled", "configuration"):
+    for level in () if options.pooled else ("pooled", "configuration"):
         for horizon, warmup in ((1_000.0, 0.0), (math.inf, 0.0)):
             result = simulate(
                 instance, policy, horizon=horizon, warmup=warmup, engine=FluidEngine(level=level)

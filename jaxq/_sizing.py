@@ -235,8 +235,6 @@ def size_cluster(
       from there.
     - `progress`: called with (GPUs, done, total) during a look; `report`: called after each look.
 
-    **Returns:** a `Sizing`.
-
     **Raises:** `InputError`, naming the argument and what would be right; `PlanError` where the policy has no
     plan.
     """

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ._errors import InputError
+from ._instance import Instance
+from ._instance_file import instance_to_toml
+from ._output import writing
 from ._summary import plain, write_json
 
 DIGEST = "sha256"
@@ -51,6 +54,20 @@ def read_summary(path: Path, fields: Iterable[str], command: str) -> dict[str, A
             f"{command} again"
         )
     return stored
+
+
+def write_finished(
+    summary: Mapping[str, Any],
+    instance: Instance,
+    path: Path,
+    write_report: Callable[[Mapping[str, Any], Path], Path],
+) -> Path:
+    """Write a summary, the instance beside it, and what `write_report` makes of the summary alone; returns
+    where the report is. **Raises:** as `writing`."""
+    with writing(path.parent):
+        stored = write_summary(summary, path)
+        (path.parent / "instance.toml").write_text(instance_to_toml(instance), encoding="utf-8")
+        return write_report(stored, path.parent)
 
 
 def _digest(stored: dict[str, Any]) -> str:

@@ -115,55 +115,60 @@ def size(
         whole_numbers(str(1 if number is None else number), option)
     instance = read_instance(file)
     configure_jax()
-    from .._output import writable_folder
-    from .._progress import progress_bars
-    from .._simulate import StatisticsWarning
-    from .._sizing import checked_load, size_cluster
-    from .._summary import run_facts
-    from .tables import print_text
+    from .._sizing import checked_load
 
     started = time.perf_counter()
     asked = {"load": checked_load(instance, _rates(load), "--load"), "target": _target(target, each_class)}
+    run = {"confidence": confidence, "max_gpus": max_gpus, "replications": replications,
+           "max_replications": max_replications, "horizon": horizon, "warmup": warmup}  # fmt: skip
+    found = _sized(instance, policy, out, key=seed, **asked, **run)
+    summary = {**found.to_dict(), "seed": seed, "horizon": horizon, "warmup": warmup}
+    report = None
+    if out is not None:
+        named = {f"--{name.replace('_', '-')}": value for name, value in run.items()}
+        options = {"--load": load, "--target": target, "--each-class": each_class, "--policy": policy}
+        words = given({**options, **named})
+        command = command_line(["size"], file, False, *words, seed=seed, out=out)
+        summary, report = _kept(summary, instance, command, started, out)
+    if json:
+        print_json(summary)
+    else:
+        _print(found, summary, report)
+    if found.most is None:
+        raise typer.Exit(UNREACHED)
+
+
+def _sized(instance: Instance, policy: str, out: Path | None, **arguments: Any) -> Sizing:
+    """The sizing, with the progress of each size."""
+    from .._output import writable_folder
+    from .._progress import progress_bars
+    from .._simulate import StatisticsWarning
+    from .._sizing import size_cluster
+
     if out is not None:
         writable_folder(out)
     with progress_bars(1) as bars, warnings.catch_warnings():
         warnings.simplefilter("ignore", StatisticsWarning)
         watch = _Watch(bars)
+        kept = None if out is None else out / KEPT
         found = size_cluster(
-            instance,
-            policy,
-            **asked,
-            confidence=confidence,
-            max_gpus=max_gpus,
-            horizon=horizon,
-            warmup=warmup,
-            replications=replications,
-            max_replications=max_replications,
-            key=seed,
-            out=None if out is None else out / KEPT,
-            progress=watch.progress,
-            report=watch.report,
+            instance, policy, **arguments, out=kept, progress=watch.progress, report=watch.report
         )
         for line in found.cautions:
             bars.note(f"jaxq: warning: {line}")
-    summary = {**found.to_dict(), "seed": seed, "horizon": horizon, "warmup": warmup}
-    report = None
-    if out is not None:
-        options = {"--load": load, "--target": target, "--each-class": each_class, "--policy": policy,
-                   "--confidence": confidence, "--max-gpus": max_gpus, "--replications": replications,
-                   "--max-replications": max_replications, "--horizon": horizon,
-                   "--warmup": warmup}  # fmt: skip
-        command = command_line(["size"], file, False, *given(options), seed=seed, out=out)
-        summary |= run_facts(instance, command, seed, started)
-        report = _write(summary, instance, out)
-    if json:
-        print_json(summary)
-    else:
-        _print(found, summary)
-        if report is not None:
-            print_text(f"Report: {report}")
-    if found.most is None:
-        raise typer.Exit(UNREACHED)
+    return found
+
+
+def _kept(
+    summary: dict[str, Any], instance: Instance, command: str, started: float, folder: Path
+) -> tuple[dict[str, Any], Path]:
+    """The summary with what it takes to repeat it, written with its report; and where that is."""
+    from .._sizing_report import SIZE_FILE, write_sizing_report
+    from .._stored_summary import write_finished
+    from .._summary import run_facts
+
+    summary = summary | run_facts(instance, command, summary["seed"], started)
+    return summary, write_finished(summary, instance, folder / SIZE_FILE, write_sizing_report)
 
 
 def _rates(text: str) -> dict[str, float] | list[float]:
@@ -232,20 +237,8 @@ class _Watch:
         )
 
 
-def _write(summary: dict[str, Any], instance: Instance, folder: Path) -> Path:
-    """The summary, the instance, the figure and the report; returns where the report is."""
-    from .._instance_file import instance_to_toml
-    from .._output import writing
-    from .._sizing_report import SIZE_FILE, write_sizing_report
-    from .._stored_summary import write_summary
-
-    with writing(folder):
-        (folder / "instance.toml").write_text(instance_to_toml(instance), encoding="utf-8")
-        return write_sizing_report(write_summary(summary, folder / SIZE_FILE), folder)
-
-
-def _print(found: Sizing, summary: dict[str, Any]) -> None:
-    """The answer, and a table of the sizes that were tested."""
+def _print(found: Sizing, summary: dict[str, Any], report: Path | None) -> None:
+    """The answer, a table of the sizes that were tested, and where the report is."""
     from .._sizing_report import tested_table
     from .tables import print_table, print_text
 
@@ -259,3 +252,5 @@ def _print(found: Sizing, summary: dict[str, Any]) -> None:
             "that any policy can earn."
         )
     print_text(f"{found.engine_description}.")
+    if report is not None:
+        print_text(f"Report: {report}")

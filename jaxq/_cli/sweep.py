@@ -28,38 +28,47 @@ from .options import (
 
 if TYPE_CHECKING:
     from .._instance import Instance
-    from .._sweep import Number, Point
+    from .._sweep import Number, Point, Sweep
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUES",
+        help="What varies, and its values: low:high:count, or a list as in 8,16,32. Several make a grid.",
+    ),
+]
+PointsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.csv", help="In place of --set: a column for each path, a line a point."),
+]
+Policies = Annotated[str, typer.Option(metavar="NAME[,NAME]", help="As for jaxq simulate.")]
+Gpus = Annotated[str, typer.Option(metavar="N[,N]", help="Numbers of GPUs.")]
+Replications = Annotated[int, typer.Option(help="Independent replications of each point.")]
+Horizon = Annotated[float, typer.Option(help="Simulated seconds of a replication.")]
+Warmup = Annotated[float, typer.Option(help="Simulated seconds to discard.")]
+TimeStep = Annotated[float | None, typer.Option(help="With --stepper leap: time step in s.")]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the results.", show_default="jaxq-sweeps/INSTANCE"),
+]
 
 
 def sweep(
     file: InstanceFile,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="PATH=VALUES",
-            help="What varies, and its values: low:high:count, or a list as in 8,16,32. Several make a grid.",
-        ),
-    ] = None,
-    points: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.csv", help="In place of --set: a column for each path, a line a point."),
-    ] = None,
-    policy: Annotated[str, typer.Option(metavar="NAME[,NAME]", help="As for jaxq simulate.")] = (
-        "gate_and_route,price_and_pack"
-    ),
-    gpus: Annotated[str, typer.Option(metavar="N[,N]", help="Numbers of GPUs.")] = "50",
-    replications: Annotated[int, typer.Option(help="Independent replications of each point.")] = 32,
-    horizon: Annotated[float, typer.Option(help="Simulated seconds of a replication.")] = 400.0,
-    warmup: Annotated[float, typer.Option(help="Simulated seconds to discard.")] = 150.0,
+    set_: Settings = None,
+    points: PointsFile = None,
+    policy: Policies = "gate_and_route,price_and_pack",
+    gpus: Gpus = "50",
+    replications: Replications = 32,
+    horizon: Horizon = 400.0,
+    warmup: Warmup = 150.0,
     engine: ReplicatedEngineName = "cluster",
     stepper: Stepper = None,
-    dt: Annotated[float | None, typer.Option(help="With --stepper leap: time step in s.")] = None,
+    dt: TimeStep = None,
     seed: Seed = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the results.", show_default="jaxq-sweeps/INSTANCE"),
-    ] = None,
+    out: OutFolder = None,
     json: Json = False,
 ) -> None:
     """Simulate policies on variations of an instance: a grid, or a list of points.
@@ -83,51 +92,51 @@ def sweep(
     if bool(set_) == (points is not None):
         raise InputError("--set, --points: expected one of the two, as in --set hardware.batch_size=8,16,32")
     instance = read_instance(file)
-    varied_points = asked_points(set_ or [], points)
+    varied = asked_points(set_ or [], points)
     made = make_engine(engine, stepper, dt)
-    configure_jax()
-    from .._output import writable_folder
-    from .._progress import progress_bars
-    from .._summary import run_facts
-    from .._sweep import sweep as run_sweep
-
     folder = Path("jaxq-sweeps") / instance.name if out is None else out
     options = {"--points": points, "--policy": policy, "--gpus": gpus, "--replications": replications,
                "--horizon": horizon, "--warmup": warmup, "--engine": engine, "--stepper": stepper,
                "--dt": dt}  # fmt: skip
-    varied = [part for setting in set_ or [] for part in ("--set", setting)]
-    command = command_line(["sweep"], file, False, *varied, *given(options), seed=seed, out=folder)
+    settings = [part for setting in set_ or [] for part in ("--set", setting)]
+    command = command_line(["sweep"], file, False, *settings, *given(options), seed=seed, out=folder)
+    configure_jax()
+    run = {"horizon": horizon, "warmup": warmup, "replications": replications}
     started = time.perf_counter()
-    writable_folder(folder)
-    label = f"{len(varied_points)} points, {len(references)} policies, {len(sizes)} sizes"
-    with progress_bars(1) as bars, bars.warnings_as_notes():
-        found = run_sweep(
-            instance,
-            varied_points,
-            references,
-            sizes,
-            horizon=horizon,
-            warmup=warmup,
-            replications=replications,
-            key=seed,
-            engine=made,
-            progress=bars.start(label),
-            out=folder / "kept",
-        )
-        bars.finish(f"{label}: done")
-    summary = {
-        **found.to_dict(),
-        **run_facts(instance, command, seed, started),
-        "horizon": horizon,
-        "warmup": warmup,
-        "replications": replications,
-        "engine": next(iter(found.results.values())).engine_description,
-    }
-    report = _write(summary, instance, folder)
+    found = _swept(instance, varied, references, sizes, folder, key=seed, engine=made, **run)
+    from .._stored_summary import write_finished
+    from .._summary import run_facts
+    from .._sweep_report import SWEEP_FILE, write_sweep_report
+
+    described = {"engine": next(iter(found.results.values())).engine_description}
+    summary = {**found.to_dict(), **run_facts(instance, command, seed, started), **run, **described}
+    report = write_finished(summary, instance, folder / SWEEP_FILE, write_sweep_report)
     if json:
         print_json(summary)
     else:
         _print(summary, report)
+
+
+def _swept(
+    instance: Instance,
+    points: list[Point],
+    policies: Sequence[str],
+    sizes: Sequence[int],
+    folder: Path,
+    **arguments: Any,
+) -> Sweep:
+    """The sweep, as one piece of work with its progress; cases are kept in the folder."""
+    from .._output import writable_folder
+    from .._progress import progress_bars
+    from .._sweep import sweep
+
+    writable_folder(folder)
+    label = f"{len(points)} points, {len(policies)} policies, {len(sizes)} sizes"
+    with progress_bars(1) as bars, bars.warnings_as_notes():
+        progress, kept = bars.start(label), folder / "kept"
+        found = sweep(instance, points, policies, sizes, progress=progress, out=kept, **arguments)
+        bars.finish(f"{label}: done")
+    return found
 
 
 def asked_points(settings: Sequence[str], file: Path | None) -> list[Point]:
@@ -168,18 +177,6 @@ def values_of(text: str, option: str) -> list[Number]:
     if len(set(values)) < len(values):
         raise InputError(f"{option}: expected each value once, got {text!r}")
     return values
-
-
-def _write(summary: dict[str, Any], instance: Instance, folder: Path) -> Path:
-    """The summary, the instance, the data, the figures and the report; returns where the report is."""
-    from .._instance_file import instance_to_toml
-    from .._output import writing
-    from .._stored_summary import write_summary
-    from .._sweep_report import SWEEP_FILE, write_sweep_report
-
-    with writing(folder):
-        (folder / "instance.toml").write_text(instance_to_toml(instance), encoding="utf-8")
-        return write_sweep_report(write_summary(summary, folder / SWEEP_FILE), folder)
 
 
 def _print(summary: dict[str, Any], report: Path) -> None:
