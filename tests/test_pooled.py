@@ -274,6 +274,26 @@ def test_blocks_of_decisions_keep_the_balance_of_the_gate():
     np.testing.assert_allclose(np.asarray(after.prefills) / (n_gpus * plan), 1.0, rtol=1e-3)
 
 
+def test_blocks_leave_no_class_ahead_on_average():
+    """As above, for 64 numbers of ended prefills, so that the balance is reached anywhere in a block:
+    class 0 is less than a smallest block ahead. Decided from the block's start, it is three such blocks ahead."""
+    instance = oracles.reference_cluster().instance()
+    made = PRESETS["gate_and_route"](instance)
+    chain = chain_of(instance, made, 1_000_000, 64)
+    planned = jnp.asarray(np.floor(1_000_000 * np.asarray(made.gate.prefills))[:, None], jnp.int32)
+    nothing = jnp.zeros((2, 64), jnp.int32)
+    ended = jnp.stack([900 + 7 * jnp.arange(64), jnp.full(64, 1000)]).astype(jnp.int32)
+    waiting = replace(Counts.none(2, 1, 64), prefills=planned - ended, prefill_queue=nothing + 5000)
+    event = Event(nothing, nothing, nothing[None], ended, nothing, nothing, nothing)
+
+    def rand(purpose):
+        return leap.stream(chain.keys, purpose, jnp.int32(0), jnp.int32(0), "hash")
+
+    after = chain.gate(leap.LeapState(waiting, nothing[0]), event, rand).counts
+    smallest = float(ended.sum(axis=0).mean()) / (leap.START_TURNS * leap.LAST_TURNS)
+    assert abs(np.mean(np.asarray(after.prefills - planned)[0])) < smallest
+
+
 def test_the_bias_that_is_shown_is_that_of_the_table():
     """Of docs/large_n.md, which `python -m benchmarks.engine_agreement` makes."""
     rows = [
