@@ -276,7 +276,7 @@ def test_blocks_of_decisions_keep_the_balance_of_the_gate():
 
 def test_blocks_leave_no_class_ahead_on_average():
     """As above, for 64 numbers of ended prefills, so that the balance is reached anywhere in a block:
-    class 0 is less than a smallest block ahead. Decided from the block's start, it is three such blocks ahead."""
+    class 0 is less than a smallest block ahead; decided from where blocks start, it would be three."""
     instance = oracles.reference_cluster().instance()
     made = PRESETS["gate_and_route"](instance)
     chain = chain_of(instance, made, 1_000_000, 64)
