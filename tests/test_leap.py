@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,6 +99,30 @@ def test_counts_at_the_ends():
         drawn = np.asarray(counts.binomial(jnp.full(2, trials), jnp.full(2, 0.4, jnp.float32), ends))
         assert 0 <= drawn[0] <= drawn[1] <= trials
     assert not np.asarray(counts.poisson(jnp.zeros(2), ends)).any()
+
+
+def edges(law) -> np.ndarray:
+    """Where quantiles jump, 40 around the mean, and the numbers near: multiples of 2^-24, as random ones."""
+    values = max(int(law.mean()) - 20, 0) + np.arange(40)
+    at = np.floor(law.cdf(values) * 2.0**24)[:, None] + np.arange(-12, 13)
+    return (np.clip(at, 0, 2**24 - 1) * 2.0**-24).astype(np.float32).ravel()
+
+
+@pytest.mark.parametrize("draw", [counts.poisson, counts.binomial])
+def test_a_number_does_not_depend_on_those_beside_it(draw):
+    """Whatever ways of drawing its neighbours need: results do not depend on how replications are batched."""
+    means = np.concatenate([np.geomspace(1e-3, 11.999, 400), np.geomspace(12.001, 1e5, 20)])
+    laws, uniform = [], []
+    for mean in means.tolist():
+        trials = int(50 * max(mean, 1.0))
+        known = stats.poisson(mean) if draw is counts.poisson else stats.binom(trials, mean / trials)
+        uniform.append(edges(known))
+        parts = (mean,) if draw is counts.poisson else (trials, np.float32(mean / trials))
+        laws.append([jnp.full(uniform[-1].shape, part) for part in parts])
+    draw = jax.jit(draw)
+    alone = [np.asarray(draw(*law, u)) for law, u in zip(laws, uniform, strict=True)]
+    together = draw(*(jnp.concatenate(part) for part in zip(*laws, strict=True)), np.concatenate(uniform))
+    np.testing.assert_array_equal(np.asarray(together), np.concatenate(alone))
 
 
 @pytest.mark.slow

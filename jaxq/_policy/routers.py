@@ -10,49 +10,52 @@ from jaxtyping import Array, Float, Int
 from .base import AbstractRouter, Observation, Pool
 
 
-def fixed_order(router: AbstractRouter, request_class: Int[Array, "*batch"]) -> Float[Array, "pools *batch"]:
-    """Preferences that follow the order of the router's pools, whatever the class."""
-    order = jnp.arange(len(router.pools), 0, -1, dtype=jnp.float32)
-    order = order.reshape((-1,) + (1,) * request_class.ndim)
-    return jnp.broadcast_to(order, (len(router.pools), *request_class.shape))
+class AbstractOrderedRouter(AbstractRouter):
+    """The first of `pools` that has room, or the first of some of them in an order that is drawn.
+
+    An engine that counts requests places any number of them at once by such a router.
+    """
+
+    @property
+    def orders(self) -> tuple[tuple[Pool, ...], ...]:
+        """The orders of pools between which a request draws; in each, the last always has room."""
+        return (self.pools,)
+
+    def order_chances(
+        self, observation: Observation, request_class: Int[Array, "*batch"]
+    ) -> Float[Array, "orders *batch"]:
+        """The chance of each of `orders`."""
+        return jnp.ones((1, *request_class.shape))
+
+    def preferences(
+        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
+    ) -> Float[Array, "pools *batch"]:
+        order = jnp.arange(len(self.pools), 0, -1, dtype=jnp.float32)
+        order = order.reshape((-1,) + (1,) * request_class.ndim)
+        return jnp.broadcast_to(order, (len(self.pools), *request_class.shape))
 
 
-class ImmediateRouter(AbstractRouter):
+class ImmediateRouter(AbstractOrderedRouter):
     """A request decodes on the GPU that prefilled it, at once: the coupled execution of today's serving
     systems."""
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.OWN,)
 
-    def preferences(
-        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
-    ) -> Float[Array, "pools *batch"]:
-        return fixed_order(self, request_class)
 
-
-class SoloFirstRouter(AbstractRouter):
+class SoloFirstRouter(AbstractOrderedRouter):
     """A GPU of the solo group with a free slot, else one of the mixed group, else the one decode buffer
     ([Lin26] section 4.1)."""
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.SOLO, Pool.MIXED, Pool.WAIT)
 
-    def preferences(
-        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
-    ) -> Float[Array, "pools *batch"]:
-        return fixed_order(self, request_class)
 
-
-class PrefillFirstRouter(AbstractRouter):
+class PrefillFirstRouter(AbstractOrderedRouter):
     """A GPU without a prefill and with a free slot, else any with a free slot, else the buffer."""
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.WITHOUT_PREFILL, Pool.WITH_PREFILL, Pool.WAIT)
 
-    def preferences(
-        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
-    ) -> Float[Array, "pools *batch"]:
-        return fixed_order(self, request_class)
 
-
-class PackingRouter(AbstractRouter):
+class PackingRouter(AbstractOrderedRouter):
     """A GPU that runs a prefill and has a free slot, else any with a free slot.
 
     That keeps room on the GPUs without a prefill, where alone a prefill can start. It never waits: its own
@@ -61,13 +64,8 @@ class PackingRouter(AbstractRouter):
 
     pools: ClassVar[tuple[Pool, ...]] = (Pool.WITH_PREFILL, Pool.WITHOUT_PREFILL)
 
-    def preferences(
-        self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]
-    ) -> Float[Array, "pools *batch"]:
-        return fixed_order(self, request_class)
 
-
-class RandomisedRouter(AbstractRouter):
+class RandomisedRouter(AbstractOrderedRouter):
     """Sends class i to the solo group with a fixed probability, else to the mixed group ([Lin26] section
     5.1).
 
@@ -87,6 +85,16 @@ class RandomisedRouter(AbstractRouter):
     solo_flow: Float[Any, "classes *batch"]
     mixed_flow: Float[Any, "classes *batch"]
     persistent: Float[Any, "*batch"]
+
+    @property
+    def orders(self) -> tuple[tuple[Pool, ...], ...]:
+        return (Pool.SOLO, Pool.WAIT_SOLO), (Pool.MIXED, Pool.WAIT_MIXED)
+
+    def order_chances(
+        self, observation: Observation, request_class: Int[Array, "*batch"]
+    ) -> Float[Array, "orders *batch"]:
+        solo = self.solo_chance(observation, request_class)
+        return jnp.stack([solo, 1.0 - solo])
 
     def preferences(
         self, observation: Observation, request_class: Int[Array, "*batch"], uniform: Float[Array, "*batch"]

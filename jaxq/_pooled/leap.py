@@ -22,13 +22,16 @@ from .._engine.gpu_words import PerReplication
 from .._engine.random import Purpose, Stream, stream
 from .._engine.time_loops import step_through
 from .._policy.base import Pool
+from .._policy.gates import FcfsGate
+from .._policy.routers import AbstractOrderedRouter
 from . import chain
 from .chain import AbstractPooledChain, Counts, Event, admitted, applied, counted, placed
 
-START_TURNS, PLACE_TURNS = 8, 8
-"""Blocks in which the starts of a step are decided, and the places of its finished requests."""
+START_TURNS, PLACE_TURNS = 4, 8
+"""Blocks in which the starts of a step are decided, and the places of its finished requests where the router
+looks at them one by one."""
 
-LAST_TURNS = 8
+LAST_TURNS = 16
 """The last blocks of starts are ever smaller, down to this part of the first."""
 
 GOLDEN = 0.6180339887
@@ -46,10 +49,12 @@ class LeapState(eqx.Module):
 
 
 class Starting(eqx.Module):
-    """Starts decided so far in a step; `left`: offers of an idle GPU to the gate that are still to come."""
+    """Starts decided so far in a step; `left`: offers of an idle GPU to the gate that are still to come, of
+    which so many are `open` as GPUs are idle, none where no request waits."""
 
     counts: Counts
     left: PerReplication
+    open: PerReplication
     turn: Int[Array, ""]
 
 
@@ -86,30 +91,35 @@ class Chain(AbstractPooledChain):
     def events(self, counts: Counts, rand, dt: Array) -> Event:
         """How many of each event happen, from one uniform number for each count."""
         numbers, classes, busy = self.numbers, self.shape.classes, self.busy_share(counts)
-        buffers = len(self.policy.router.buffers)
-        patience = [dt * numbers.patience_rate] * (1 + buffers)
+        words = rand(Purpose.EVENT)
+
+        def left(present: list, rates: list, lane: int) -> Int[Array, "stages classes replications"]:
+            chances = jnp.concatenate([jnp.broadcast_to(dt * rate, counts.solo.shape) for rate in rates])
+            uniforms = words.uniforms(lane + jnp.arange(len(chances))[:, None])
+            drawn = samplers.binomial(jnp.concatenate(present), chances, uniforms)
+            return drawn.reshape(-1, *counts.solo.shape)
+
+        # Apart, for in large clusters few abandon and many finish, and a sampler is fast for numbers alike.
+        waiting = [counts.prefill_queue, *counts.decode_queue]
+        abandoned = left(waiting, [numbers.patience_rate] * len(waiting), 0)
         rate = busy * numbers.mu_mixed + (1.0 - busy) * numbers.mu_solo
-        trials = [counts.prefill_queue, *counts.decode_queue, counts.prefills, counts.mixed, counts.solo]
-        chances = [*patience, dt * numbers.mu_prefill, dt * rate, dt * numbers.mu_solo]
-        trials = jnp.concatenate(trials)
-        chances = jnp.concatenate([jnp.broadcast_to(chance, counts.solo.shape) for chance in chances])
-        uniforms = rand(Purpose.EVENT).uniforms(jnp.arange(len(trials))[:, None])
-        left = self.once(samplers.binomial(trials, chances, uniforms)).reshape(-1, classes, uniforms.shape[1])
+        running = [counts.prefills, counts.mixed, counts.solo]
+        rates = [numbers.mu_prefill, rate, numbers.mu_solo]
+        finished, ended, ended_solo = left(running, rates, len(waiting) * classes)
         mean = jnp.broadcast_to(numbers.arrival_rate * dt, counts.solo.shape)
         arriving = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
-        ended = left[2 + buffers]
         beside = busy * numbers.mu_mixed / jnp.maximum(rate, 1e-30)
         # Rounded up with the chance that is left over.
         rounding = rand(Purpose.SOLO).uniforms(jnp.arange(classes)[:, None])
         ended_busy = jnp.minimum(jnp.floor(beside * ended + rounding).astype(jnp.int32), ended)
         return Event(
-            arrived=self.once(samplers.poisson(mean, arriving)),
-            abandoned_prefill=left[0],
-            abandoned_decode=left[1 : 1 + buffers],
-            finished=left[1 + buffers],
+            arrived=samplers.poisson(mean, arriving),
+            abandoned_prefill=abandoned[0],
+            abandoned_decode=abandoned[1:],
+            finished=finished,
             ended_busy=ended_busy,
             ended_idle=ended - ended_busy,
-            ended_solo=left[3 + buffers],
+            ended_solo=ended_solo,
         )
 
     def uniform(self, words: Stream, turn: Array, alone: Array) -> Float[Array, " replications"]:
@@ -120,41 +130,46 @@ class Chain(AbstractPooledChain):
     def gate(self, state: LeapState, event: Event, rand) -> LeapState:
         """Offer idle GPUs to the gate: one for each prefill that ended, each arrival, and each decode that
         ended on an idle GPU."""
+        if isinstance(self.policy.gate, FcfsGate):
+            return self.gate_in_turn_of_arrival(state, event, rand)
         words = rand(Purpose.GATE)
-        offers = class_sum(event.finished + event.arrived + event.ended_idle)
+        offers = self.offers(event)
         largest = 1 + (jnp.minimum(offers, self.idle(state.counts)) - 1) // START_TURNS
         smallest = 1 + largest // LAST_TURNS
 
-        def useful(now: Starting) -> Array:
-            waiting = class_sum(now.counts.prefill_queue) > 0
-            return (now.left > 0) & (self.idle(now.counts) > 0) & waiting
+        def open_now(counts: Counts, left: Array) -> Array:
+            return jnp.where(class_sum(counts.prefill_queue) > 0, jnp.minimum(left, self.idle(counts)), 0)
 
         def turn(now: Starting) -> Starting:
             counts = now.counts
-            most = jnp.minimum(now.left, self.idle(counts))
-            block = jnp.minimum(most, jnp.maximum(smallest, jnp.minimum(largest, most >> 1)))
+            block = jnp.minimum(now.open, jnp.maximum(smallest, jnp.minimum(largest, now.open >> 1)))
             uniform = self.uniform(words, now.turn, largest == 1)
-            # As half-way through the block: else a class that starts few is always ahead of its share. (With
-            # a division in place of the shifts the whole step takes twice as long on a CPU.)
-            half = jnp.minimum(counts.prefill_queue, block) >> 1
+            # As its last request sees it: what a class had too much, the blocks that follow could not take
+            # back. The last block of all is decided as half-way through.
+            most = jnp.minimum(counts.prefill_queue, block)
+            ahead = jnp.maximum(most - 1, 0)
+            ahead = jnp.where(block < now.open, ahead, ahead >> 1)
             seen = self.observe(counts)
-            seen = replace(seen, prefills=seen.prefills + half)
-            choice = self.once(choose_start(self.policy, self.once(seen), uniform))
-            kind = one_hot(choice, self.shape.classes, useful(now))
-            started = kind * jnp.minimum(counts.prefill_queue, block)
+            seen = replace(seen, prefills=seen.prefills + ahead, prefill_queue=seen.prefill_queue - ahead)
+            kind = one_hot(choose_start(self.policy, seen, uniform), self.shape.classes, now.open > 0)
+            started = self.once(kind * most)
             used = jnp.where(class_sum(started) > 0, class_sum(started), block)
             counts = replace(
                 counts, prefills=counts.prefills + started, prefill_queue=counts.prefill_queue - started
             )
-            return Starting(counts, jnp.maximum(now.left - used, 0), now.turn + 1)
+            left = now.left - used
+            return Starting(counts, left, open_now(counts, left), now.turn + 1)
 
-        begin = Starting(state.counts, offers, jnp.int32(0))
-        end = lax.while_loop(lambda now: jnp.any(useful(now)), turn, begin)
+        begin = Starting(state.counts, offers, open_now(state.counts, offers), jnp.int32(0))
+        end = lax.while_loop(lambda now: jnp.any(now.open > 0), turn, begin)
         return replace(state, counts=end.counts)
 
     def route(self, state: LeapState, event: Event, rand) -> LeapState:
-        """Place the requests whose prefill ended, a block of each class in turn."""
-        words, pools, classes = rand(Purpose.ROUTE), self.policy.router.pools, self.shape.classes
+        """Place the requests whose prefill ended: all at once, or a block of each class in turn."""
+        router = self.policy.router
+        if isinstance(router, AbstractOrderedRouter):
+            return self.place_in_order(router, state, event, rand)
+        words, pools, classes = rand(Purpose.ROUTE), router.pools, self.shape.classes
         block = 1 + (event.finished - 1) // PLACE_TURNS
 
         def turn(now: Placing) -> Placing:
@@ -176,12 +191,53 @@ class Chain(AbstractPooledChain):
                 amount = amount + size
             lost = here & (choice == len(pools))
             left = jnp.where(lost, 0, now.left[c] - amount)
-            counts = placed(now.counts, self.policy.router.buffers, sent)
+            counts = placed(now.counts, router.buffers, sent)
             return Placing(counts, now.left.at[c].set(left), jnp.where(lost, 1, now.status), now.turn)
 
         begin = Placing(state.counts, event.finished, state.status, jnp.int32(0))
         end = lax.while_loop(lambda now: jnp.any(now.left > 0), turn, begin)
         return LeapState(end.counts, end.status)
+
+    def gate_in_turn_of_arrival(self, state: LeapState, event: Event, rand) -> LeapState:
+        """As `gate` under `FcfsGate`, all at once: classes start in proportion to their queues."""
+        counts, queue = state.counts, state.counts.prefill_queue
+        uniforms = rand(Purpose.GATE).uniforms(jnp.arange(len(queue))[:, None])
+        slots = jnp.minimum(self.offers(event), self.idle(counts))
+        started = self.once(shared_out(slots, queue.astype(jnp.float32), queue, uniforms))
+        counts = replace(counts, prefills=counts.prefills + started, prefill_queue=queue - started)
+        return replace(state, counts=counts)
+
+    def offers(self, event: Event) -> PerReplication:
+        """How many times a GPU without a prefill may be offered to the gate."""
+        return class_sum(event.finished + event.arrived + event.ended_idle)
+
+    def place_in_order(
+        self, router: AbstractOrderedRouter, state: LeapState, event: Event, rand
+    ) -> LeapState:
+        """As `route` under a router that goes through pools in some order, all at once: as many as have room
+        go to the first pool, then to the next."""
+        counts, words = state.counts, rand(Purpose.ROUTE)
+        seen, classes = self.observe(counts), len(event.finished)
+        each = [
+            router.order_chances(seen, jnp.full(seen.idle_prefill_slots.shape, c)) for c in range(classes)
+        ]
+        chances = jnp.stack(each, axis=1)
+        sent, left, undecided = {}, jnp.zeros_like(event.finished), event.finished
+        for k, pools in enumerate(router.orders):
+            requests = undecided
+            if k + 1 < len(router.orders):
+                share = chances[k] / jnp.maximum(jnp.sum(chances[k:], axis=0), 1e-30)
+                uniforms = words.uniforms(1 + k * classes + jnp.arange(classes)[:, None])
+                drawn = samplers.binomial(undecided, jnp.minimum(share, SURE), uniforms)
+                requests = self.once(jnp.where(share > SURE, undecided, drawn))
+            undecided = undecided - requests
+            for pool in pools:
+                room = self.room(counts, pool)
+                taken = requests if pool.is_buffer else shared_evenly(room, requests, words.uniforms(0))
+                sent[pool], requests = taken, requests - taken
+            left = left + requests
+        counts = placed(counts, router.buffers, sent)
+        return LeapState(counts, jnp.where(class_sum(left) > 0, 1, state.status))
 
     def admit(self, counts: Counts, event: Event, words: Stream) -> Counts:
         """Give freed slots to waiting requests, drawn by the router's weights."""
@@ -195,6 +251,24 @@ class Chain(AbstractPooledChain):
             taken = self.once(shared_out(slots, weights.reshape(cells, -1), queue, uniforms))
             counts = admitted(counts, group, taken.reshape(counts.decode_queue.shape))
         return counts
+
+
+def shared_evenly(
+    slots: PerReplication, wanted: Int[Array, "classes replications"], uniform: Array
+) -> Int[Array, "classes replications"]:
+    """How many of each class take one of some slots, in proportion to those who want one, rounded so that the
+    mean is right; all slots, if so many want one."""
+    after = class_sum(wanted)
+    slots = jnp.minimum(slots, after)
+    share = slots.astype(jnp.float32) / jnp.maximum(after, 1).astype(jnp.float32)
+    upto, given, taken = jnp.zeros_like(slots), jnp.zeros_like(slots), []
+    for want in wanted:
+        upto, after = upto + want, after - want
+        due = jnp.floor(share * upto.astype(jnp.float32) + uniform).astype(jnp.int32)
+        # Within these limits whatever the rounding of a product: the others can take what is left.
+        taken.append(jnp.clip(due - given, slots - given - after, jnp.minimum(want, slots - given)))
+        given = given + taken[-1]
+    return jnp.stack(taken)
 
 
 def shared_out(
