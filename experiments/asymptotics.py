@@ -49,10 +49,6 @@ PATH_POLICY = "gate_and_route"
 LIMIT_PATHS = 256
 """Paths of the diffusion limit, from which its mean and its band are taken."""
 
-FINE_FROM, PATH_FINENESS = 100_000, 4.0
-"""GPUs from which sample paths take shorter steps, and what the pooled engine's own step is divided by: its
-blocks of starts shift numbers by a part of n, which the square root of n would show."""
-
 AT_THE_OPTIMUM = 1e-4
 """A gap in the fluid limit below which it counts as none."""
 
@@ -230,7 +226,8 @@ def _paths(instance: Instance, effort: Effort, seed: int) -> list[dict[str, Any]
     times: dict[str, Any] = {"horizon": effort.horizon, "warmup": 0.0, "n_windows": 100}
     found = []
     for n_gpus in effort.paths:
-        record = _path_engine(instance, policy, n_gpus, effort).run(
+        engine = ClusterEngine(Exact()) if n_gpus < effort.exact_below else PooledEngine()
+        record = engine.run(
             instance,
             policy,
             n_gpus=n_gpus,
@@ -246,13 +243,6 @@ def _paths(instance: Instance, effort: Effort, seed: int) -> list[dict[str, Any]
     queue = record.prefill_queue[..., 0] / record.durations[:, None]
     limit = engine.prefill_limit(instance, policy).queues(key, record.durations, LIMIT_PATHS)
     return [*found, _path(None, record.durations, queue, limit, effort.warmup)]
-
-
-def _path_engine(instance: Instance, policy: Policy, n_gpus: int, effort: Effort) -> Any:
-    step = PooledEngine().step(instance, policy)
-    if n_gpus < effort.exact_below:
-        return ClusterEngine(Exact())
-    return PooledEngine() if n_gpus < FINE_FROM or step is None else PooledEngine(Leap(step / PATH_FINENESS))
 
 
 def _path(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -212,6 +214,32 @@ def solve_plan(
     required = True if levels.forbid_decode_queue else require_no_decode_queue
     for one in levels.limits:
         one.weights(instance.workload)  # refuses a class that is not there
+    if levels.any:
+        return _solved(instance, scheme, required, levels)
+    return _solved_once(_Asked(instance.fingerprint(), scheme, required, instance))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan without service levels is asked for; two are equal when their plans are."""
+
+    fingerprint: str
+    scheme: str
+    required: bool | None
+    instance: Instance = field(compare=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _solved_once(asked: _Asked) -> Plan:
+    """The plan, solved once however many policies and results of an instance ask for it; read-only."""
+    plan = _solved(asked.instance, asked.scheme, asked.required, ServiceLevels())
+    for leaf in jax.tree.leaves(plan):
+        if isinstance(leaf, np.ndarray):
+            leaf.setflags(write=False)
+    return plan
+
+
+def _solved(instance: Instance, scheme: str, required: bool | None, levels: ServiceLevels) -> Plan:
     try:
         written = _written(instance, scheme)
         return _finish(

@@ -565,3 +565,17 @@ def test_eight_classes_and_a_batch_of_256():
     large = Instance(instance.workload, instance.iteration_time, instance.pricing, 256, 512)
     assert_optimal(large, solve_plan(large))
     assert_optimal(instance, solve_plan(instance, "separate"))
+
+
+def test_a_plan_is_solved_once_for_equal_instances_and_cannot_be_changed():
+    """Policies, bounds and figures of an instance ask for its plan again and again."""
+    plan = solve_plan(reference(), "bundled")
+    assert solve_plan(reference(), "bundled") is plan
+    for other in (
+        solve_plan(reference(), "separate"),
+        solve_plan(reference(), "bundled", require_no_decode_queue=True),
+        solve_plan(reference(arrival_rate=(0.5, 0.500001)), "bundled"),
+    ):
+        assert other is not plan
+    with pytest.raises(ValueError, match="read-only"):
+        plan.x[0] = 0.5

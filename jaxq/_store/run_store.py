@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class RunStore:
     - `about`: what is of interest beside them, as for JSON.
     - `blocks`: the checked files.
     - `seconds`: wall-clock time that their replications took.
+    - `head`: one of their replications, for what is the same in all; None while there is none.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class RunStore:
     about: dict[str, Any]
     blocks: list[BlockFile]
     seconds: float = 0.0
+    head: Record | None = field(default=None, repr=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -85,7 +87,8 @@ class RunStore:
                 begun = time.perf_counter()
                 record = simulate(start, min(chunk, end - start))
                 self._add(start, record, time.perf_counter() - begun)
-        return StoredRecord.of(self.blocks, replications)
+        assert self.head is not None
+        return StoredRecord(tuple(self.blocks), replications, self.head)
 
     def done(self, replications: int) -> int:
         """How many of the first replications are kept."""
@@ -107,6 +110,7 @@ class RunStore:
             block = BlockFile.write(self.path, first, record, {"run": self._digest, "seconds": seconds})
         self.blocks = sorted([*self.blocks, block], key=lambda block: block.first)
         self.seconds += seconds
+        self.head = self.head or record.part(0, 1)
 
     @property
     def _digest(self) -> str:
@@ -145,6 +149,7 @@ class RunStore:
             else:
                 self.blocks.append(block)
                 self.seconds += about["seconds"]
+                self.head = self.head or record.part(0, 1)
 
 
 def wait_until_unlocked(path: Path, seconds: float) -> None:
