@@ -342,7 +342,7 @@ def test_blocks_leave_no_class_ahead_on_average():
     event = Event(nothing, nothing, nothing[None], ended, nothing, nothing, nothing)
 
     after = chain.gate(leap.LeapState(waiting, nothing[0]), event, first_words(chain)).counts
-    smallest = float(ended.sum(axis=0).mean()) / (leap.START_TURNS * leap.LAST_TURNS)
+    smallest = float(ended.sum(axis=0).mean()) / (2 * leap.START_TURNS * leap.LAST_TURNS)
     assert abs(np.mean(np.asarray(after.prefills - planned)[0])) < smallest / 4
 
 

@@ -3,7 +3,8 @@
 A step draws how many of each event happen, and then takes decisions in turns: a turn decides for a block of
 GPUs or requests at once, so large that some ten turns are enough. The last blocks of starts are ever smaller,
 so that a gate that balances classes has its balance at the end. Small clusters, whose blocks are of one, take
-their decisions one by one.
+their decisions one by one. Decisions that follow from chances alone need no turns: how many fall each way is
+drawn.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from .._policy.routers import AbstractOrderedRouter
 from . import chain
 from .chain import AbstractPooledChain, Counts, Event, admitted, applied, counted, placed
 
-START_TURNS, PLACE_TURNS = 4, 8
-"""Blocks in which the starts of a step are decided, and the places of its finished requests where the router
-looks at them one by one."""
+START_TURNS, PLACE_TURNS = 2, 8
+"""Blocks in which a step's starts, were they of one size, and its places are decided, of each class."""
 
 LAST_TURNS = 16
 """The last blocks of starts are ever smaller, down to this part of the first."""
@@ -134,7 +134,8 @@ class Chain(AbstractPooledChain):
             return self.gate_in_turn_of_arrival(state, event, rand)
         words = rand(Purpose.GATE)
         offers = self.offers(event)
-        largest = 1 + (jnp.minimum(offers, self.idle(state.counts)) - 1) // START_TURNS
+        blocks = START_TURNS * self.shape.classes
+        largest = 1 + (jnp.minimum(offers, self.idle(state.counts)) - 1) // blocks
         smallest = 1 + largest // LAST_TURNS
 
         def open_now(counts: Counts, left: Array) -> Array:
