@@ -109,8 +109,9 @@ def edges(law) -> np.ndarray:
 
 
 @pytest.mark.parametrize("draw", [counts.poisson, counts.binomial])
-def test_a_number_does_not_depend_on_those_beside_it(draw):
-    """Whatever ways of drawing its neighbours need: results do not depend on how replications are batched."""
+def test_a_number_does_not_depend_on_those_beside_it(draw, monkeypatch):
+    """Whatever ways of drawing its neighbours need: results do not depend on how replications are batched. An
+    accelerator, which goes all ways at once, draws the same."""
     means = np.concatenate([np.geomspace(1e-3, 11.999, 400), np.geomspace(12.001, 1e5, 20)])
     laws, uniform = [], []
     for mean in means.tolist():
@@ -119,10 +120,16 @@ def test_a_number_does_not_depend_on_those_beside_it(draw):
         uniform.append(edges(known))
         parts = (mean,) if draw is counts.poisson else (trials, np.float32(mean / trials))
         laws.append([jnp.full(uniform[-1].shape, part) for part in parts])
-    draw = jax.jit(draw)
-    alone = [np.asarray(draw(*law, u)) for law, u in zip(laws, uniform, strict=True)]
-    together = draw(*(jnp.concatenate(part) for part in zip(*laws, strict=True)), np.concatenate(uniform))
+    as_needed = jax.jit(lambda *law: draw(*law))
+    alone = [np.asarray(as_needed(*law, u)) for law, u in zip(laws, uniform, strict=True)]
+    together = as_needed(
+        *(jnp.concatenate(part) for part in zip(*laws, strict=True)), np.concatenate(uniform)
+    )
     np.testing.assert_array_equal(np.asarray(together), np.concatenate(alone))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *, cpu, default: default())
+    at_once = jax.jit(lambda *law: draw(*law))
+    drawn = [np.asarray(at_once(*law, u)) for law, u in zip(laws, uniform, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(drawn), np.concatenate(alone))
 
 
 @pytest.mark.slow

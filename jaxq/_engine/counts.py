@@ -50,7 +50,7 @@ def binomial(trials: Numbers, chance: Real, uniform: Real) -> Numbers:
 
 
 def _quantile(mean: Real, inverted: Callable, normal: Callable, *law: Array) -> Numbers:
-    """Small means by inversion, large ones by a normal quantile, neither where no number needs it.
+    """Small means by inversion, large ones by a normal quantile; on a CPU neither where no number needs it.
 
     Each branch computes all it needs from `law`: shared with another, an expression could be rounded
     otherwise, and a number would depend on those beside it.
@@ -69,9 +69,16 @@ def _quantile(mean: Real, inverted: Callable, normal: Callable, *law: Array) -> 
     def none() -> Numbers:
         return jnp.zeros(mean.shape, jnp.int32)
 
-    few = jax.lax.cond(jnp.any(small), lambda: within(*TERMS), none)
-    many = jax.lax.cond(jnp.all(small), none, lambda: normal(*law))
-    return jnp.where(small, few, many)
+    def as_needed() -> Numbers:
+        few = jax.lax.cond(jnp.any(small), lambda: within(*TERMS), none)
+        many = jax.lax.cond(jnp.all(small), none, lambda: normal(*law))
+        return jnp.where(small, few, many)
+
+    def all_at_once() -> Numbers:
+        # A condition would make an accelerator wait for the host.
+        return jnp.where(small, within(TERMS[-1]), normal(*law))
+
+    return jax.lax.platform_dependent(cpu=as_needed, default=all_at_once)
 
 
 def _inverted(terms: int, ratio: Real, decrease: Common, first: Real, uniform: Real) -> Numbers:
