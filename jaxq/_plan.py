@@ -216,12 +216,13 @@ def solve_plan(
         one.weights(instance.workload)  # refuses a class that is not there
     if levels.any:
         return _solved(instance, scheme, required, levels)
-    return _solved_once(_Asked(instance.fingerprint(), scheme, required, instance))
+    found = _solved_once(_Asked(instance.fingerprint(), scheme, required, instance))
+    return jax.tree.map(lambda number: number, found)  # with dictionaries of its own
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a plan without service levels is asked for; two are equal when their plans are."""
+    """What a plan without service levels is asked for; equal where all its numbers are."""
 
     fingerprint: str
     scheme: str

@@ -35,7 +35,11 @@ def poisson(mean: Real, uniform: Real) -> Numbers:
 
 
 def binomial(trials: Numbers, chance: Real, uniform: Real) -> Numbers:
-    """Binomial numbers; `chance` below 1. Never more than `trials`."""
+    """Binomial numbers of 0 to `trials`; a chance above 1/2 by the number of failures."""
+    often = chance > 0.5
+    rare = jnp.where(often, 1.0 - chance, chance)
+    # The largest uniform number is 1 - 2^-24.
+    uniform = jnp.where(often, jnp.float32(1.0 - 2.0**-24) - uniform, uniform)
 
     def inverted(terms: int, trials: Numbers, chance: Real, uniform: Real) -> Numbers:
         n, odds = trials.astype(jnp.float32), chance / (1.0 - chance)
@@ -45,8 +49,9 @@ def binomial(trials: Numbers, chance: Real, uniform: Real) -> Numbers:
         mean = trials.astype(jnp.float32) * chance
         return _normal_quantile(mean, mean * (1.0 - chance), 1.0 - 2.0 * chance, uniform)
 
-    drawn = _quantile(trials.astype(jnp.float32) * chance, inverted, normal, trials, chance, uniform)
-    return jnp.minimum(drawn, trials)
+    drawn = _quantile(trials.astype(jnp.float32) * rare, inverted, normal, trials, rare, uniform)
+    drawn = jnp.minimum(drawn, trials)
+    return jnp.where(often, trials - drawn, drawn)
 
 
 def _quantile(mean: Real, inverted: Callable, normal: Callable, *law: Array) -> Numbers:

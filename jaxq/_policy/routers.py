@@ -18,7 +18,8 @@ class AbstractOrderedRouter(AbstractRouter):
 
     @property
     def orders(self) -> tuple[tuple[Pool, ...], ...]:
-        """The orders of pools between which a request draws; in each, the last always has room."""
+        """The orders of pools between which a request draws. No pool stands in two; in each, the last has
+        room whenever a request comes to it."""
         return (self.pools,)
 
     def order_chances(

@@ -1,10 +1,10 @@
 """The leap stepper of the pooled engine: a step is some tens of decisions, whatever the number of GPUs.
 
 A step draws how many of each event happen, and then takes decisions in turns: a turn decides for a block of
-GPUs or requests at once, so large that some ten turns are enough. The last blocks of starts are ever smaller,
-so that a gate that balances classes has its balance at the end. Small clusters, whose blocks are of one, take
-their decisions one by one. Decisions that follow from chances alone need no turns: how many fall each way is
-drawn.
+GPUs or requests at once, so large that some turns for each class are enough. The last blocks of starts are
+ever smaller, so that a gate that balances classes has its balance at the end. Small clusters, whose blocks
+are of one, take their decisions one by one. Some gates and routers need no turns: how many of their decisions
+fall each way is drawn.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from .._engine.gpu_words import PerReplication
 from .._engine.random import Purpose, Stream, stream
 from .._engine.time_loops import step_through
 from .._policy.base import Pool
-from .._policy.gates import FcfsGate
-from .._policy.routers import AbstractOrderedRouter
+from .._policy.gates import FcfsGate, OccupancyGate, QueueGate
+from .._policy.routers import RandomisedRouter, SoloFirstRouter
 from . import chain
 from .chain import AbstractPooledChain, Counts, Event, admitted, applied, counted, placed
 
-START_TURNS, PLACE_TURNS = 2, 8
-"""Blocks in which a step's starts, were they of one size, and its places are decided, of each class."""
+BALANCING = (OccupancyGate, QueueGate)
+"""Gates of which a class that has more than its share only waits until the others have theirs."""
+
+BALANCED_TURNS, START_TURNS, PLACE_TURNS = 2, 4, 8
+"""Blocks for each class: of a step's starts under such gates and others, if all were of the first one's size,
+and of its places."""
 
 LAST_TURNS = 16
 """The last blocks of starts are ever smaller, down to this part of the first."""
 
 GOLDEN = 0.6180339887
 """Blocks take their random numbers evenly spread: each by this much from the one before, modulo 1."""
-
-SURE = 1.0 - 1e-6
-"""Chances above this count as 1."""
 
 
 class LeapState(eqx.Module):
@@ -93,7 +94,7 @@ class Chain(AbstractPooledChain):
         numbers, classes, busy = self.numbers, self.shape.classes, self.busy_share(counts)
         words = rand(Purpose.EVENT)
 
-        def left(present: list, rates: list, lane: int) -> Int[Array, "stages classes replications"]:
+        def gone(present: list, rates: list, lane: int) -> Int[Array, "stages classes replications"]:
             chances = jnp.concatenate([jnp.broadcast_to(dt * rate, counts.solo.shape) for rate in rates])
             uniforms = words.uniforms(lane + jnp.arange(len(chances))[:, None])
             drawn = samplers.binomial(jnp.concatenate(present), chances, uniforms)
@@ -101,11 +102,11 @@ class Chain(AbstractPooledChain):
 
         # Apart, for in large clusters few abandon and many finish, and a sampler is fast for numbers alike.
         waiting = [counts.prefill_queue, *counts.decode_queue]
-        abandoned = left(waiting, [numbers.patience_rate] * len(waiting), 0)
+        abandoned = gone(waiting, [numbers.patience_rate] * len(waiting), 0)
         rate = busy * numbers.mu_mixed + (1.0 - busy) * numbers.mu_solo
         running = [counts.prefills, counts.mixed, counts.solo]
         rates = [numbers.mu_prefill, rate, numbers.mu_solo]
-        finished, ended, ended_solo = left(running, rates, len(waiting) * classes)
+        finished, ended, ended_solo = gone(running, rates, len(waiting) * classes)
         mean = jnp.broadcast_to(numbers.arrival_rate * dt, counts.solo.shape)
         arriving = rand(Purpose.ARRIVAL).uniforms(jnp.arange(classes)[:, None])
         beside = busy * numbers.mu_mixed / jnp.maximum(rate, 1e-30)
@@ -130,11 +131,12 @@ class Chain(AbstractPooledChain):
     def gate(self, state: LeapState, event: Event, rand) -> LeapState:
         """Offer idle GPUs to the gate: one for each prefill that ended, each arrival, and each decode that
         ended on an idle GPU."""
-        if isinstance(self.policy.gate, FcfsGate):
+        # A subclass may decide otherwise.
+        if type(self.policy.gate) is FcfsGate:
             return self.gate_in_turn_of_arrival(state, event, rand)
-        words = rand(Purpose.GATE)
-        offers = self.offers(event)
-        blocks = START_TURNS * self.shape.classes
+        words, offers = rand(Purpose.GATE), self.offers(event)
+        balances = type(self.policy.gate) in BALANCING
+        blocks = (BALANCED_TURNS if balances else START_TURNS) * self.shape.classes
         largest = 1 + (jnp.minimum(offers, self.idle(state.counts)) - 1) // blocks
         smallest = 1 + largest // LAST_TURNS
 
@@ -145,13 +147,17 @@ class Chain(AbstractPooledChain):
             counts = now.counts
             block = jnp.minimum(now.open, jnp.maximum(smallest, jnp.minimum(largest, now.open >> 1)))
             uniform = self.uniform(words, now.turn, largest == 1)
-            # As its last request sees it: what a class had too much, the blocks that follow could not take
-            # back. The last block of all is decided as half-way through.
             most = jnp.minimum(counts.prefill_queue, block)
-            ahead = jnp.maximum(most - 1, 0)
-            ahead = jnp.where(block < now.open, ahead, ahead >> 1)
             seen = self.observe(counts)
-            seen = replace(seen, prefills=seen.prefills + ahead, prefill_queue=seen.prefill_queue - ahead)
+            if balances:
+                # As a block's last request sees it: what a class had too much, the blocks that follow could
+                # not take back. The last block of all is decided as half-way through.
+                ahead = jnp.maximum(most - 1, 0)
+                ahead = jnp.where(block < now.open, ahead, ahead >> 1)
+                waiting = seen.prefill_queue - ahead
+                seen = replace(seen, prefills=seen.prefills + ahead, prefill_queue=waiting)
+            else:
+                seen = replace(seen, prefills=seen.prefills + (most >> 1))
             kind = one_hot(choose_start(self.policy, seen, uniform), self.shape.classes, now.open > 0)
             started = self.once(kind * most)
             used = jnp.where(class_sum(started) > 0, class_sum(started), block)
@@ -168,7 +174,7 @@ class Chain(AbstractPooledChain):
     def route(self, state: LeapState, event: Event, rand) -> LeapState:
         """Place the requests whose prefill ended: all at once, or a block of each class in turn."""
         router = self.policy.router
-        if isinstance(router, AbstractOrderedRouter):
+        if type(router) is SoloFirstRouter or type(router) is RandomisedRouter:
             return self.place_in_order(router, state, event, rand)
         words, pools, classes = rand(Purpose.ROUTE), router.pools, self.shape.classes
         block = 1 + (event.finished - 1) // PLACE_TURNS
@@ -213,7 +219,7 @@ class Chain(AbstractPooledChain):
         return class_sum(event.finished + event.arrived + event.ended_idle)
 
     def place_in_order(
-        self, router: AbstractOrderedRouter, state: LeapState, event: Event, rand
+        self, router: SoloFirstRouter | RandomisedRouter, state: LeapState, event: Event, rand
     ) -> LeapState:
         """As `route` under a router that goes through pools in some order, all at once: as many as have room
         go to the first pool, then to the next."""
@@ -228,14 +234,13 @@ class Chain(AbstractPooledChain):
             requests = undecided
             if k + 1 < len(router.orders):
                 share = chances[k] / jnp.maximum(jnp.sum(chances[k:], axis=0), 1e-30)
-                uniforms = words.uniforms(1 + k * classes + jnp.arange(classes)[:, None])
-                drawn = samplers.binomial(undecided, jnp.minimum(share, SURE), uniforms)
-                requests = self.once(jnp.where(share > SURE, undecided, drawn))
+                uniforms = words.uniforms(len(router.pools) + k * classes + jnp.arange(classes)[:, None])
+                requests = self.once(samplers.binomial(undecided, jnp.minimum(share, 1.0), uniforms))
             undecided = undecided - requests
             for pool in pools:
-                room = self.room(counts, pool)
-                taken = requests if pool.is_buffer else shared_evenly(room, requests, words.uniforms(0))
-                sent[pool], requests = taken, requests - taken
+                room, uniform = self.room(counts, pool), words.uniforms(router.pools.index(pool))
+                sent[pool] = requests if pool.is_buffer else shared_evenly(room, requests, uniform)
+                requests = requests - sent[pool]
             left = left + requests
         counts = placed(counts, router.buffers, sent)
         return LeapState(counts, jnp.where(class_sum(left) > 0, 1, state.status))
@@ -284,8 +289,7 @@ def shared_out(
     left, rest, taken = slots, jnp.sum(weights, axis=0), []
     for weight, waiting, uniform in zip(weights, queue, uniforms, strict=True):
         share = jnp.clip(weight / jnp.where(rest > 0, rest, 1.0), 0.0, 1.0)
-        drawn = samplers.binomial(left, jnp.minimum(share, SURE), uniform)
-        drawn = jnp.minimum(jnp.where(share > SURE, left, drawn), waiting)
+        drawn = jnp.minimum(samplers.binomial(left, share, uniform), waiting)
         left, rest = left - drawn, rest - weight
         taken.append(drawn)
     for j, waiting in enumerate(queue):

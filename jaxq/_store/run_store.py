@@ -18,7 +18,7 @@ from .._errors import InputError
 from .._output import write_file, writing
 from .block_file import BlockFile
 from .damaged import set_aside
-from .stored_record import StoredRecord
+from .stored_record import StoredRecord, head_of
 
 FORMAT = 1
 """Version of the folder's form; a reader refuses others."""
@@ -110,7 +110,7 @@ class RunStore:
             block = BlockFile.write(self.path, first, record, {"run": self._digest, "seconds": seconds})
         self.blocks = sorted([*self.blocks, block], key=lambda block: block.first)
         self.seconds += seconds
-        self.head = self.head or record.part(0, 1)
+        self.head = self.head or head_of(record)
 
     @property
     def _digest(self) -> str:
@@ -149,7 +149,7 @@ class RunStore:
             else:
                 self.blocks.append(block)
                 self.seconds += about["seconds"]
-                self.head = self.head or record.part(0, 1)
+                self.head = self.head or head_of(record)
 
 
 def wait_until_unlocked(path: Path, seconds: float) -> None:

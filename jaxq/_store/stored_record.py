@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 from jaxtyping import Float64
 
 from .._engine.record import Record
 from .block_file import BlockFile
+
+
+def head_of(record: Record) -> Record:
+    """Its first replication, that does not keep the others in memory."""
+    return jax.tree.map(np.copy, record.part(0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +33,8 @@ class StoredRecord:
     @classmethod
     def of(cls, blocks: list[BlockFile], replications: int) -> StoredRecord:
         """Of files without gaps, of which at least one."""
-        head, _ = blocks[0].read()
-        return cls(tuple(blocks), replications, head.part(0, 1))
+        record, _ = blocks[0].read()
+        return cls(tuple(blocks), replications, head_of(record))
 
     def parts(self) -> Iterator[Record]:
         """The replications, file after file, each checked as it is read."""
