@@ -13,6 +13,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -24,6 +25,7 @@ from jaxq._engine.group import Case
 from jaxq._engine.program import program
 from jaxq._engine.record import Record
 from jaxq._engine.steppers import Exact, Leap
+from jaxq._policy.base import Observation
 from jaxq.policies import feedback
 
 from . import oracles
@@ -159,6 +161,20 @@ def test_cases_of_different_instances_and_sizes_give_the_bits_of_separate_runs(e
         separate = engine.run(case.instance, case.policy, n_gpus=case.n_gpus, **arguments)
         assert identical(record, separate)
         assert (record.n_gpus, record.dt) == (case.n_gpus, separate.dt)
+
+
+def test_numbers_per_gpu_are_those_of_one_cluster_among_many():
+    """XLA divides by a number that all replications share with another rounding than by one of each."""
+    counts = jnp.asarray(np.random.default_rng(5).integers(0, 1000, (2, 64)), jnp.float32)
+
+    def per_gpu(n_gpus, counts):
+        room = jnp.ones((3, 64))
+        seen = Observation(n_gpus, n_gpus, counts, counts, counts, counts, counts[None], counts[0], room)
+        return seen.per_gpu().idle_prefill_slots
+
+    for n_gpus in (3, 37, 90):
+        each = [jnp.full(size, n_gpus, jnp.float32) for size in (1, 64)]
+        np.testing.assert_array_equal(*(jax.jit(per_gpu)(n, counts) for n in each))
 
 
 def test_policies_of_different_structure_cannot_run_together():

@@ -70,9 +70,10 @@ class Observation(eqx.Module):
 
     def per_gpu(self) -> Observation:
         """The same observation with every count divided by the number of GPUs (1 for `n_gpus`)."""
-        n = jnp.asarray(self.n_gpus, jnp.float32)
-        fields = {name: getattr(self, name) / n for name in self.__dataclass_fields__}
-        return Observation(**fields)
+        # XLA divides by one number for all replications and by one for each with different rounding.
+        share = 1.0 / jnp.asarray(self.n_gpus, jnp.float32)
+        fields = {name: getattr(self, name) * share for name in self.__dataclass_fields__}
+        return Observation(**fields | {"n_gpus": jnp.ones_like(share)})
 
 
 class AbstractGate(eqx.Module):

@@ -64,8 +64,9 @@ class ClassTable(Fixed):
             jnp.log(jnp.maximum(queue, 1.0)) - jnp.log(jnp.maximum(total(queue), 1.0)),
         ]
         common = [
-            total(seen.prefills) / jnp.maximum(total(self.prefills), UNPLANNED) - 1.0,
-            total(seen.decodes_mixed + seen.decodes_solo) / jnp.maximum(self.decodes, UNPLANNED) - 1.0,
+            total(seen.prefills) * (1.0 / jnp.maximum(total(self.prefills), UNPLANNED)) - 1.0,
+            total(seen.decodes_mixed + seen.decodes_solo) * (1.0 / jnp.maximum(self.decodes, UNPLANNED))
+            - 1.0,
             total([total(waiting) for waiting in seen.decode_queue]),
             seen.idle_prefill_slots,
         ]

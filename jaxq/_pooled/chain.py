@@ -56,8 +56,9 @@ class AbstractPooledChain(AbstractChain):
 
     def busy_share(self, counts: Counts) -> Float[Array, " replications"]:
         """The share of the mixed group's GPUs that run a prefill."""
-        mixed_gpus = jnp.maximum(self.numbers.mixed_gpus, 1)
-        return class_sum(counts.prefills).astype(jnp.float32) / mixed_gpus.astype(jnp.float32)
+        mixed_gpus = jnp.maximum(self.numbers.mixed_gpus, 1).astype(jnp.float32)
+        # Times the reciprocal, as in `Observation.per_gpu`.
+        return jnp.minimum(class_sum(counts.prefills).astype(jnp.float32) * (1.0 / mixed_gpus), 1.0)
 
     def idle(self, counts: Counts) -> PerReplication:
         """GPUs of the mixed group without a prefill."""
