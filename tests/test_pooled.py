@@ -113,6 +113,7 @@ SLOW = [
     ("gate_and_route", 1),
     ("gate_and_route", 30),
     ("sli_gate_and_route", 1),
+    ("sli_gate_and_route", 30),
     ("sli_gate_and_route", 1_000_000),
 ]
 
@@ -121,7 +122,6 @@ SLOW = [
     ("policy", "n_gpus"),
     [
         ("gate_and_route", 1_000_000),
-        ("sli_gate_and_route", 30),
         ("fcfs_route", 1_000),
         *(pytest.param(*further, marks=pytest.mark.slow) for further in SLOW),
     ],
