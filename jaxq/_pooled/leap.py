@@ -131,7 +131,7 @@ class Chain(AbstractPooledChain):
     def gate(self, state: LeapState, event: Event, rand) -> LeapState:
         """Offer idle GPUs to the gate: one for each prefill that ended, each arrival, and each decode that
         ended on an idle GPU."""
-        # A subclass may decide otherwise.
+        # Not `isinstance`, here and in `route`: a subclass may decide otherwise.
         if type(self.policy.gate) is FcfsGate:
             return self.gate_in_turn_of_arrival(state, event, rand)
         words, offers = rand(Purpose.GATE), self.offers(event)
