@@ -13,8 +13,8 @@ from .base import AbstractRouter, Observation, Pool
 class AbstractOrderedRouter(AbstractRouter):
     """The first of `pools` that has room, or the first of some of them in an order that is drawn.
 
-    By `orders` and their chances, an engine that counts requests places any number of them at once. It does so
-    for the routers of this file alone: a subclass elsewhere may have preferences of its own.
+    By `orders` and their chances, an engine that counts requests places any number of them at once. It does
+    so for the routers of this file alone: a subclass elsewhere may have preferences of its own.
     """
 
     @property
