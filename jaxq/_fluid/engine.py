@@ -21,9 +21,10 @@ from .._pricing import SCHEMES
 from .configuration_model import ConfigurationModel
 from .fluctuation import Fluctuations, fluctuations
 from .model import AbstractFluidModel, Rates, Stages
+from .path import Progress, path
 from .pooled_model import PooledModel
 from .prefill_limit import PrefillLimit
-from .solve import Progress, path, steady_state
+from .steady_state import steady_state
 
 LEVELS = ("configuration", "pooled")
 

@@ -15,7 +15,7 @@ from scipy.linalg import expm, solve_continuous_lyapunov
 
 from .model import Stages, Width
 from .pooled_model import PooledModel
-from .solve import steady_state
+from .steady_state import steady_state
 
 LARGEST_CHANGE, SMALLEST_CHANGE = 100.0, 0.01
 """Relative changes of rates, in widths, under which it is seen whether the drift has a kink: the largest, and

@@ -5,7 +5,7 @@ from __future__ import annotations
 MEASURED = {
     "gate_and_route": ((1_000, 0.018, 0.058), (10_000, 0.125, 0.137)),
     "prioritize_and_route": ((1_000, -0.020, 0.056), (10_000, 0.049, 0.062)),
-    "sli_gate_and_route": ((1_000, 0.076, 0.057), (10_000, -0.041, 0.069)),
+    "sli_gate_and_route": ((1_000, 0.077, 0.057), (10_000, -0.040, 0.069)),
     "fcfs_route": ((1_000, -0.012, 0.057), (10_000, 0.042, 0.067)),
 }
 """Bundled revenue with `Leap` less that of the cluster engine, % of R*, with its standard error, by number of
