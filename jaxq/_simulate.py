@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from ._engine.hosts import by_first
 from ._engine.record import Record
-from ._errors import InputError
 from ._instance import Instance
 from ._policy.base import Policy
 from ._result import Result
@@ -115,7 +115,7 @@ def simulate(
       on from what it holds, to the same bits, and may ask for more replications; one with other arguments,
       or another version of jaxq or JAX, is refused. `load_result` reads it. Damaged files are named by a
       `StoreWarning`, set aside and computed again. The result then reads its replications from there, one
-      file at a time.
+      file at a time. Processes that share a run (`jax.distributed`) must all see it; the first one writes.
 
     **Raises:** `InputError`, naming the argument and what would be right; `SimulationError` when `out` is
     full.
@@ -123,8 +123,6 @@ def simulate(
     engine = default_engine() if engine is None else engine
     setting = RunSetting.of(engine, n_gpus, horizon, warmup, replications, key, first, precision)
     budget = Budget.of(setting.replications, precision, max_replications, time_limit)
-    if out is not None and jax.process_count() > 1:
-        raise InputError("out: expected None in a run over several processes; save its result instead")
     found = simulated(instance, policy, engine, setting, budget, progress, out)
     for line in found.cautions():
         warnings.warn(line, StatisticsWarning, stacklevel=2)
@@ -197,7 +195,7 @@ def _within(budget: Budget, replications: int, source: _Source, result: Callable
         done = min(done + replications, budget.most)
         record, seconds = source.upto(done)
         found = result(record=record, seconds=seconds)
-        reason = budget.spent(found)
+        reason = by_first(lambda found=found: budget.spent(found))
         if reason is not None:
             return replace(found, stopped_because=reason)
 

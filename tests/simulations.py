@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import jax
@@ -74,3 +75,11 @@ def identical(a: Record, b: Record) -> bool:
     """Whether two records agree in every bit."""
     x, y = jax.tree.leaves(a), jax.tree.leaves(b)
     return len(x) == len(y) and all(np.array_equal(u, v) for u, v in zip(x, y, strict=True))
+
+
+def digest(record: Record) -> str:
+    """A fingerprint of every bit of a record."""
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves(record):
+        whole.update(np.ascontiguousarray(leaf).tobytes())
+    return whole.hexdigest()

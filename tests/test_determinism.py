@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,8 +25,8 @@ from jaxq._policy.base import Observation
 from jaxq.policies import feedback
 
 from . import oracles
-from .conftest import cache_folder
-from .simulations import identical, run
+from .processes import join, lines_of, started_together
+from .simulations import digest, identical, run
 
 STEPPERS = {"exact": Exact(), "leap": Leap()}
 POLICY = {"exact": "gate_fcfs", "leap": "gate_and_route"}
@@ -52,40 +48,10 @@ def small_run(kind: str, **given) -> Record:
     return run(oracles.reference_cluster().instance(), POLICY[kind], 10, stepper=STEPPERS[kind], **arguments)
 
 
-def digest(record: Record) -> str:
-    """A fingerprint of every bit of a record."""
-    whole = hashlib.sha256()
-    for leaf in jax.tree.leaves(record):
-        whole.update(np.ascontiguousarray(leaf).tobytes())
-    return whole.hexdigest()
-
-
 def digests_on(devices: int, processes: int = 1, kinds: tuple[str, ...] = KINDS) -> dict[str, str]:
     """The same runs with so many (forced host) devices, in fresh processes that share the replications."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    running = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.test_determinism",
-                *map(str, (devices, processes, number, port)),
-                *kinds,
-            ],
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_folder())},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    answers = [process.communicate(timeout=240) for process in running]
-    assert [process.returncode for process in running] == [0] * processes, answers
-    lines = [[line.split() for line in out.splitlines() if line.startswith("digest ")] for out, _ in answers]
-    found = [{name: value for _, name, value in answer} for answer in lines]
+    running = started_together("tests.test_determinism", devices, processes, *kinds)
+    found = [dict(lines) for lines in lines_of(running, "digest")]
     assert all(answer == found[0] for answer in found)
     return found[0]
 
@@ -195,14 +161,10 @@ def test_more_devices_give_the_bits_of_two(devices):
     check_devices(devices)
 
 
-def test_two_processes_give_the_bits_of_one():
-    """As on two hosts with one device each."""
-    check_devices(1, processes=2, kinds=("exact",))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "processes"), [(1, 2), (2, 2), (1, 3)])
 def test_more_processes_give_the_bits_of_one(devices, processes):
+    """One kind of run is in the quick tests too: see the run that two processes keep."""
     check_devices(devices, processes)
 
 
@@ -261,16 +223,7 @@ def test_clock_does_not_drift_over_1e5_seconds(stepper):
     assert abs(completed - horizon * 16) < 4.9 * np.sqrt(horizon * 16)
 
 
-def answer(devices: int, processes: int, number: int, port: int, *kinds: str) -> None:
-    """Print the digests of this process, which is one of several."""
-    jax.config.update("jax_num_cpu_devices", devices)
-    if processes > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{port}", processes, number)
-        assert len(jax.devices()) == devices * processes
-    for name, value in device_digests(kinds).items():
-        print("digest", name, value)
-
-
 if __name__ == "__main__":
-    answer(*map(int, sys.argv[1:5]), *sys.argv[5:])
+    join(*map(int, sys.argv[1:5]))
+    for name, value in device_digests(tuple(sys.argv[5:])).items():
+        print("digest", name, value)

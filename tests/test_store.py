@@ -35,6 +35,8 @@ from jaxq._store.kept_run import summarise_run
 from jaxq._store.run_store import LOCK_FILE, RUN_FILE, RunStore
 
 from . import oracles
+from .processes import join, lines_of, started_together
+from .simulations import digest
 from .test_simulate import FakeEngine
 
 REPLICATIONS, CHUNK = 96, 16
@@ -100,6 +102,45 @@ def test_a_run_to_a_precision_stops_where_it_would_have(tmp_path):
     assert whole.replications > 32 and whole.stopped_because == "precision"
     small_run(tmp_path / "run", replications=32)
     assert same(small_run(tmp_path / "run", **given), whole)
+
+
+# Several processes.
+
+
+def test_two_processes_keep_one_run_and_give_the_bits_of_one(tmp_path, whole):
+    """As on two hosts that see the folder: they go on from what one process has kept, and refuse as one."""
+    small_run(tmp_path / "run", replications=20)
+    running = started_together("tests.test_store", 1, 2, str(tmp_path / "run"), str(REPLICATIONS))
+    expected = [[digest(whole.record)], ["refused:", "was", "made", "with", "horizon"]]
+    assert [[words[:5] for words in lines] for lines in lines_of(running, "found")] == [expected] * 2
+    assert same(load_result(tmp_path / "run"), whole, but=("seconds", "engine"))
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_leave_a_run_that_one_ends(tmp_path):
+    """Killed when some files are there, of a run that is long enough not to have ended by then."""
+    wanted, folder = 100 * CHUNK, tmp_path / "run"
+    running = started_together("tests.test_store", 1, 2, str(folder), str(wanted))
+    until = time.monotonic() + 120
+    while time.monotonic() < until and len(blocks(folder) if folder.is_dir() else []) < 3:
+        time.sleep(0.005)
+    for process in running:
+        process.kill()
+        process.communicate()
+    assert 3 <= len(blocks(folder)) < wanted // CHUNK
+    assert same(small_run(folder, wanted), small_run(replications=wanted))
+
+
+def keep_together(folder: str, replications: str) -> None:
+    """Print what a process finds that shares a run, and what it is told about one with another horizon."""
+    print("found", digest(small_run(folder, int(replications)).record.load()))
+    try:
+        small_run(folder, int(replications), horizon=70.0)
+    except InputError as error:
+        print("found refused:", str(error).partition(": ")[2])
+
+
+# Processes that end in the middle.
 
 
 def command(folder: Path) -> list[str]:
@@ -380,3 +421,8 @@ def test_ls_and_show(jaxq, kept):
             "jaxq: empty: holds no run; expected a folder that --out of a command wrote\n",
         )
     assert jaxq("show", kept / "nowhere")[0] == 2
+
+
+if __name__ == "__main__":
+    join(*map(int, sys.argv[1:5]))
+    keep_together(*sys.argv[5:])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
+from .._errors import InputError, SimulationError
 from .record import Record
 
 
@@ -45,3 +48,46 @@ def _leaves(words: np.ndarray, like: list[np.ndarray]) -> list[np.ndarray]:
         found.append(np.ascontiguousarray(words[start:end]).view(leaf.dtype).reshape(leaf.shape))
         start = end
     return found
+
+
+def smallest_of_all(number: int) -> int:
+    """The smallest of the numbers that the processes have, at each of them."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(np.min(multihost_utils.process_allgather(np.int32(number))))
+
+
+def by_first(action: Callable[[], Any]) -> Any:
+    """What an action of the first process returns, as JSON has it, at every process; the others wait.
+
+    **Raises:** what the action raises, at every process: an `InputError` as such, others as a
+    `SimulationError`.
+    """
+    if jax.process_count() == 1:
+        return action()
+    if jax.process_index() > 0:
+        kind, value = json.loads(_told_by_first(""))
+        if kind == "returned":
+            return value
+        raise (InputError if kind == "refused" else SimulationError)(value)
+    try:
+        value = action()
+    except InputError as error:
+        _told_by_first(json.dumps(["refused", str(error)]))
+        raise
+    except Exception as error:
+        _told_by_first(json.dumps(["failed", str(error)]))
+        raise
+    return json.loads(_told_by_first(json.dumps(["returned", value])))[1]
+
+
+def _told_by_first(text: str) -> str:
+    """The text of the first process."""
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    written = np.frombuffer(text.encode(), np.uint8)
+    size = int(broadcast_one_to_all(np.int32(len(written))))
+    padded = np.resize(written, size) if len(written) else np.zeros(size, np.uint8)
+    return np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()

@@ -20,7 +20,7 @@ from .._memory import block_limit, in_words
 from .._policy.base import Policy
 from .base import Totals
 from .group import Case, Group, Own
-from .hosts import shared_blocks
+from .hosts import shared_blocks, smallest_of_all
 from .program import Program, program
 from .random import Generator, replication_keys
 from .record import COUNTS, INTEGRALS, Record
@@ -193,7 +193,9 @@ class AbstractReplicatedEngine(eqx.Module):
         by_timing: dict[_Timing, list[int]] = {}
         for k in wanted:
             by_timing.setdefault(self._timing(group.cases[k], run), []).append(k)
-        block = self._fitting_block(group.shape, group.buffers, len(group.cases) * run.replications)
+        block = smallest_of_all(
+            self._fitting_block(group.shape, group.buffers, len(group.cases) * run.replications)
+        )
         blocks = [-(-len(some) * run.replications // block) for some in by_timing.values()]
         windows = [len(timing.windows.lengths) for timing in by_timing]
         total = sum(count * each for count, each in zip(blocks, windows, strict=True))

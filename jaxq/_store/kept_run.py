@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._engine.hosts import by_first, smallest_of_all
 from .._engine.record import Record
 from .._errors import InputError
 from .._instance_file import instance_from_tables, instance_to_toml
@@ -33,16 +35,39 @@ DECISIVE = ("jaxq", "jax", "jaxlib")
 
 @dataclass(frozen=True)
 class KeptRun:
-    """The replications of a run, kept in a folder as they finish."""
+    """The replications of a run, kept in a folder as they finish.
 
-    store: RunStore
+    All processes of a run simulate what is missing, and the first one keeps it.
+
+    - `path`, `store`: the folder, and at the first process what writes to it.
+    - `simulate`: simulates so many replications from a number on: `(first, replications)`.
+    - `chunk`: replications between two files, at most.
+    """
+
+    path: Path
+    store: RunStore | None
     simulate: Callable[[int, int], Record]
     chunk: int
 
     def upto(self, replications: int) -> tuple[StoredRecord, float]:
         """The first replications, and the seconds that they took."""
-        record = self.store.record(replications, self.chunk, self.simulate)
-        return record, self.store.seconds
+        for first, count in by_first(lambda: self._written.missing(replications, self.chunk)):
+            begun = time.perf_counter()
+            record = self.simulate(first, count)
+            by_first(functools.partial(self._keep, first, record, begun))
+        seconds = by_first(lambda: self._written.seconds)
+        if self.store is None:
+            return StoredRecord.of(unbroken(self.path), replications), seconds
+        return self.store.kept(replications), seconds
+
+    @property
+    def _written(self) -> RunStore:
+        """The folder, at the first process."""
+        assert self.store is not None
+        return self.store
+
+    def _keep(self, first: int, record: Record, begun: float) -> None:
+        self._written.add(first, record, time.perf_counter() - begun)
 
 
 @contextlib.contextmanager
@@ -66,7 +91,7 @@ def kept_run(
     - `chunk`: replications between two files, at most; those of earlier calls may hold more or fewer.
     - `progress`: called with how much of all is done, and all.
 
-    **Raises:** as `RunStore.opened`.
+    **Raises:** as `RunStore.opened`; `InputError` when a process of the run does not see the folder.
     """
     instance = known["instance"]
     arguments = {
@@ -96,8 +121,12 @@ def kept_run(
             of_all = functools.partial(_of_all, progress, start, replications, asked or 0)
         return run(first=known["first"] + start, replications=replications, progress=of_all)
 
-    with RunStore.opened(path, arguments, about) as store:
-        yield KeptRun(store, simulate, chunk)
+    with contextlib.ExitStack() as opened:
+        stores: list[RunStore] = []
+        by_first(lambda: stores.append(opened.enter_context(RunStore.opened(path, arguments, about))))
+        if not smallest_of_all((path / RUN_FILE).exists()):
+            raise InputError(f"{path}: expected a folder that all processes of the run see")
+        yield KeptRun(path, stores[0] if stores else None, simulate, chunk)
 
 
 def _of_all(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,6 @@ FORMAT = 1
 """Version of the folder's form; a reader refuses others."""
 
 RUN_FILE, LOCK_FILE = "run.json", "run.lock"
-
-
-Simulate = Callable[[int, int], Record]
-"""Simulates so many replications from a number on: `(first, replications)`."""
 
 
 @dataclass
@@ -76,17 +71,16 @@ class RunStore:
         finally:
             lock.release()
 
-    def record(self, replications: int, chunk: int, simulate: Simulate) -> StoredRecord:
-        """The first replications of the run: those that are kept, and the others simulated and kept, at most
-        `chunk` at a time.
+    def missing(self, replications: int, chunk: int) -> list[tuple[int, int]]:
+        """Those of the first replications that are not kept, as (first, how many), at most `chunk` each."""
+        return [
+            (start, min(chunk, end - start))
+            for first, end in self._gaps(replications)
+            for start in range(first, end, chunk)
+        ]
 
-        **Raises:** `SimulationError` when the disk is full, saying how to go on; as `writing`.
-        """
-        for first, end in self._gaps(replications):
-            for start in range(first, end, chunk):
-                begun = time.perf_counter()
-                record = simulate(start, min(chunk, end - start))
-                self._add(start, record, time.perf_counter() - begun)
+    def kept(self, replications: int) -> StoredRecord:
+        """The first replications, of which none is missing."""
         assert self.head is not None
         return StoredRecord(tuple(self.blocks), replications, self.head)
 
@@ -105,7 +99,11 @@ class RunStore:
         cut = [(first, min(end, replications)) for first, end in gaps]
         return [(first, end) for first, end in cut if end > first]
 
-    def _add(self, first: int, record: Record, seconds: float) -> None:
+    def add(self, first: int, record: Record, seconds: float) -> None:
+        """Keep the replications from `first` on, which took so long.
+
+        **Raises:** `SimulationError` when the disk is full, saying how to go on; as `writing`.
+        """
         with writing(self.path, f"{self.done(first)} kept replications"):
             block = BlockFile.write(self.path, first, record, {"run": self._digest, "seconds": seconds})
         self.blocks = sorted([*self.blocks, block], key=lambda block: block.first)
