@@ -152,7 +152,13 @@ def test_policies_of_different_structure_cannot_run_together():
 
 
 def test_one_device_gives_the_bits_of_two():
-    check_devices(1)
+    """The exact chain is in the quick tests too: see the run that two processes keep."""
+    check_devices(1, kinds=("leap", "undecided"))
+
+
+@pytest.mark.slow
+def test_one_device_gives_the_bits_of_two_with_the_exact_chain():
+    check_devices(1, kinds=("exact",))
 
 
 @pytest.mark.slow

@@ -373,20 +373,21 @@ def test_a_kept_run_needs_less_memory():
     assert needs[1].host < needs[0].host / 20
 
 
-def test_free_memory_chooses_blocks_and_never_bits(tmp_path, whole, monkeypatch):
+@pytest.mark.parametrize(
+    ("little_first", "sizes"),
+    [(True, [16, 16, 8, 56]), pytest.param(False, [40, 16, 16, 16, 8], marks=pytest.mark.slow)],
+)
+def test_free_memory_chooses_blocks_and_never_bits(tmp_path, whole, monkeypatch, little_first, sizes):
     """A run that is begun with little memory and goes on with plenty, or the other way round."""
-    plenty = _memory.host_memory()
-    for first, then in ((2**17, plenty), (plenty, 2**17)):
-        folder = tmp_path / f"{first}"
-        for free, replications in ((first, 40), (then, REPLICATIONS)):
-            monkeypatch.setattr(_memory, "host_memory", lambda free=free: free)
-            found = small_run(folder, replications=replications, engine=ClusterEngine())
-        assert same(found, whole)
-    sizes = [
-        [block.end - block.first for block in map(BlockFile.named, blocks(path))]
-        for path in (tmp_path / f"{2**17}", tmp_path / f"{plenty}")
-    ]
-    assert sizes == [[16, 16, 8, 56], [40, 16, 16, 16, 8]]
+    memories = (2**17, _memory.host_memory())
+    for free, replications in zip(
+        memories if little_first else memories[::-1], (40, REPLICATIONS), strict=True
+    ):
+        monkeypatch.setattr(_memory, "host_memory", lambda free=free: free)
+        found = small_run(tmp_path / "run", replications=replications, engine=ClusterEngine())
+    assert same(found, whole)
+    named = map(BlockFile.named, blocks(tmp_path / "run"))
+    assert [block.end - block.first for block in named] == sizes
 
 
 def test_progress_is_that_of_all_replications(tmp_path):
