@@ -197,13 +197,13 @@ class _Matrix(LinearOperator):
 # What is compiled: numbers in a row in, numbers in a row out.
 
 
-@eqx.filter_jit
+@jax.jit
 def _drift(model: AbstractFluidModel, flat: Any, width: Any) -> Float[Array, " size"]:
     """The rate of change of each number of a state, 1/s."""
     return ravel_pytree(model.drift(_unflattened(model, flat), jnp.asarray(width, float)))[0]
 
 
-@eqx.filter_jit
+@jax.jit
 def _along(
     model: AbstractFluidModel, flat: Any, width: Any, change: Any, change_of_width: Any
 ) -> Float[Array, " size"]:
@@ -211,7 +211,7 @@ def _along(
     return jax.jvp(functools.partial(_drift, model), (flat, width), (change, change_of_width))[1]
 
 
-@eqx.filter_jit
+@jax.jit
 def _with_queues(model: AbstractFluidModel, flat: Any) -> Float[Array, " size"]:
     """The state with no queue below zero, where shares of what waits have no limit."""
     queues = lambda state: (state.prefill_queue, state.decode_queue)  # noqa: E731
@@ -220,19 +220,19 @@ def _with_queues(model: AbstractFluidModel, flat: Any) -> Float[Array, " size"]:
     return ravel_pytree(state)[0]
 
 
-@eqx.filter_jit
+@jax.jit
 def _balance(model: AbstractFluidModel, flat: Any, width: Any) -> Float[Array, " size"]:
     """What is 0 in a steady state, and nowhere else."""
     return ravel_pytree(model.balance(_unflattened(model, flat), width))[0]
 
 
-@eqx.filter_jit
+@jax.jit
 def _balance_along(model: AbstractFluidModel, flat: Any, width: Any, change: Any) -> Float[Array, " size"]:
     """The balance's slope times a change of the state."""
     return jax.jvp(lambda flat: _balance(model, flat, width), (flat,), (change,))[1]
 
 
-@eqx.filter_jit
+@jax.jit
 def _balance_across(model: AbstractFluidModel, flat: Any, width: Any, weights: Any) -> Float[Array, " size"]:
     """Weights of the balance's rows times its slope in the state."""
     return jax.vjp(lambda flat: _balance(model, flat, width), flat)[1](weights)[0]
