@@ -8,6 +8,7 @@ is measured over as many replications as fill the engine's blocks, over fewer se
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
@@ -29,6 +30,12 @@ LONGEST, SHORTEST = 100.0, 2.0
 
 GPU_SECONDS = 2e6
 """Simulated GPU-seconds of a measurement of the cluster engine, about."""
+
+FLUID = [
+    *((level, 16, horizon) for level in ("pooled", "configuration") for horizon in (1_000.0, math.inf)),
+    ("configuration", 64, math.inf),
+]
+"""Runs of the fluid engine: level, batch size, horizon in s (infinite: the steady state)."""
 
 
 def measured(instance: Instance, policy: Any, engine: Any, n_gpus: int, horizon: float, count: int) -> float:
@@ -97,13 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"| {n_gpus:,} | " + " | ".join("" if f is None else f"{f:.3g}" for f in found) + " |", flush=True
         )
-    for level in () if options.pooled else ("pooled", "configuration"):
-        for horizon, warmup in ((1_000.0, 0.0), (math.inf, 0.0)):
-            result = simulate(
-                instance, policy, horizon=horizon, warmup=warmup, engine=FluidEngine(level=level)
-            )
-            what = "steady state" if math.isinf(horizon) else "path of 1,000 s"
-            print(f"fluid, {level} level, {what}: {result.seconds:.3g} s, compilation included", flush=True)
+    for level, batch_size, horizon in () if options.pooled else FLUID:
+        changed = dataclasses.replace(instance, batch_size=batch_size)
+        made, engine = PRESETS[POLICY](changed), FluidEngine(level=level)
+        result = simulate(changed, made, horizon=horizon, warmup=0.0, engine=engine)
+        what = "steady state" if math.isinf(horizon) else f"path of {horizon:,.0f} s"
+        print(
+            f"fluid, {level} level, B = {batch_size}, {what}: {result.seconds:.3g} s, compilation included",
+            flush=True,
+        )
     return 0
 
 
