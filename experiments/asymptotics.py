@@ -57,7 +57,7 @@ AT_THE_OPTIMUM = 1e-4
 class Effort:
     """How much is simulated.
 
-    - `policies`: presets; a tuned policy is added where one ships for the instance.
+    - `policies`: presets; `tuned`: whether a tuned policy is added, where one ships for the instance.
     - `cluster`, `pooled`: (GPUs, replications) of each engine; `paths`: GPUs of the sample paths.
     - `path_replications`: replications from which their mean and deviation are taken; one is drawn.
     - `horizon`, `warmup`: simulated seconds, and how many of them are discarded.
@@ -75,6 +75,12 @@ class Effort:
     fineness: float = 3.0
     fit_from: int = 30
     path_replications: int = 16
+    tuned: bool = True
+
+    def compared(self, instance: Instance) -> dict[str, Policy]:
+        """The policies by name."""
+        made = compared_policies(instance, self.policies)
+        return made if self.tuned else {name: made[name] for name in self.policies}
 
 
 FULL = Effort(
@@ -88,11 +94,12 @@ FULL = Effort(
 
 QUICK = Effort(
     ("gate_and_route", "prioritize_and_route", "sarathi", "price_and_pack"),
-    cluster=((10, 128), (30, 64), (100, 32), (300, 16), (1_000, 8)),
-    pooled=((1_000, 16), (10_000, 16), (100_000, 16), (1_000_000, 16)),
+    cluster=((10, 128), (30, 64), (100, 32), (300, 16), (500, 8)),
+    pooled=((500, 16), (10_000, 16), (100_000, 16), (1_000_000, 16)),
     paths=(100, 10_000, 1_000_000),
-    horizon=300.0,
-    warmup=150.0,
+    horizon=250.0,
+    warmup=125.0,
+    tuned=False,
 )
 
 
@@ -125,7 +132,7 @@ def points(policies: Mapping[str, Policy], effort: Effort) -> list[Point]:
 def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: ProgressBars) -> dict[str, Any]:
     """The study's summary; replications are kept in `kept` as they finish."""
     effort = QUICK if quick else FULL
-    policies, rows = compared_policies(instance, effort.policies), []
+    policies, rows = effort.compared(instance), []
     for point in points(policies, effort):
         result = _simulated(instance, policies[point.policy], point, effort, quick, seed, kept, bars)
         rows.append({**result_row(result, QUANTITIES), "engine": point.engine})
@@ -141,7 +148,7 @@ def run(instance: Instance, *, quick: bool, seed: int, kept: Path, bars: Progres
 def piece_count(instance: Instance, quick: bool) -> int:
     """How many simulations there are, for the progress."""
     effort = QUICK if quick else FULL
-    return len(points(compared_policies(instance, effort.policies), effort))
+    return len(points(effort.compared(instance), effort))
 
 
 def _simulated(
