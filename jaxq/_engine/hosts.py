@@ -89,5 +89,5 @@ def _told_by_first(text: str) -> str:
 
     written = np.frombuffer(text.encode(), np.uint8)
     size = int(broadcast_one_to_all(np.int32(len(written))))
-    padded = np.resize(written, size) if len(written) else np.zeros(size, np.uint8)
+    padded = written if len(written) == size else np.zeros(size, np.uint8)
     return np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()

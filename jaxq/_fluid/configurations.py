@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from .._errors import InputError
 
 MOST = 50_000
-"""Configurations above which the configuration level is refused: steady states would take more than minutes.
+"""Configurations above which the configuration level is refused: steady states would take too long.
 (Without a partition two classes make 425 with B = 16 and 24,897 with B = 128; four with B = 16, 20,349.)"""
 
 
